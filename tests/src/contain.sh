@@ -10,6 +10,8 @@ unified() { [ "$(stat -fc %T $root)" = cgroup2fs ]; }
 # Shows in $root only what is below this cgroup namespace's root.
 mount_cgroups() {
     if unified; then
+        # Not onto itself: the kernel refuses that as a mistake.
+        mount -t tmpfs -o mode=755,size=1m cgroups $root
         mount -t cgroup2 cgroup2 $root
         return
     fi

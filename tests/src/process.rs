@@ -14,6 +14,7 @@ use crate::Sandbox;
 
 const POLL: Duration = Duration::from_millis(10);
 const LOG_TAIL_LINES: usize = 40;
+const LOG_LINE_CHARS: usize = 400;
 /// How long a program may take to end after SIGTERM before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -120,10 +121,12 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         if thread::panicking() {
+            eprintln!("---- the end of the log of {}:", self.name);
             let log = self.log();
-            let lines: Vec<_> = log.lines().collect();
-            let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
-            eprintln!("---- the end of the log of {}:\n{}\n----", self.name, tail.join("\n"));
+            let skipped = log.lines().count().saturating_sub(LOG_TAIL_LINES);
+            for line in log.lines().skip(skipped) {
+                eprintln!("{}", line.chars().take(LOG_LINE_CHARS).collect::<String>());
+            }
         }
     }
 }

@@ -46,7 +46,7 @@ impl<'a> Upstream<'a> {
             &format!("{}.yml", self.name),
             &format!(
                 "version: 0.1\n\
-                 log: {{level: info, fields: {{}}}}\n\
+                 log: {{level: error}}\n\
                  storage: {{filesystem: {{rootdirectory: {}}}}}\n\
                  http: {{addr: {}}}\n",
                 self.storage.display(),
