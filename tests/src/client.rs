@@ -25,7 +25,7 @@ pub fn registries_conf(mirror: &str) -> String {
 }
 
 /// A container client with an empty image store that uses a mirror for Docker Hub.
-pub trait Client {
+pub trait Client: Sync {
     /// Pulls the image by its name on Docker Hub.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ const SHIPPED: &str = include_str!("../../scripts/deploy/haproxy.cfg");
 /// A load balancer in front of two nodes.
 pub struct Haproxy {
     address: String,
-    _process: Process,
+    process: Process,
 }
 
 impl Haproxy {
@@ -37,7 +37,18 @@ impl Haproxy {
         let mut process = Process::start(sandbox, "haproxy", command);
         let registry = Registry::at(&address);
         process.wait_until("an answer", || registry.is_ok("/v2/").then_some(()));
-        Self { address, _process: process }
+        Self { address, process: process }
+    }
+
+    /// The requests that it answered with a server error: its own, or that of a node.
+    pub fn server_errors(&self) -> Vec<String> {
+        let log = self.process.log();
+        // option httplog: process, client, date, frontend, backend/server, timers, status, ...
+        let is_error = |line: &&str| {
+            let status = line.split_whitespace().skip_while(|word| !word.starts_with("nodes/"));
+            status.skip(2).next().is_some_and(|status| status.starts_with('5'))
+        };
+        log.lines().filter(is_error).map(str::to_owned).collect()
     }
 
     /// Its address, host and port.

@@ -27,7 +27,7 @@ pub use haproxy::Haproxy;
 pub use image::{Blob, Format, Image, Platform, random_bytes};
 pub use node::{Access, Node, bin};
 pub use process::{Failure, Process, run, until};
-pub use registry::Registry;
+pub use registry::{Download, Registry};
 pub use s3::S3;
 pub use sandbox::Sandbox;
 pub use scripted::{Fault, ScriptedUpstream};

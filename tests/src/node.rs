@@ -206,18 +206,21 @@ impl<'a> Node<'a> {
         let digests = listed.lines().map(|name| format!("sha256:{name}"));
         let digests =
             digests.map(|text| text.parse::<Digest>().expect("blobs have digests for names"));
-        digests.inspect(|digest| self.check_blob(digest)).collect()
+        digests.inspect(|digest| self.check_blob(digest).expect("a blob can be read")).collect()
     }
 
     /// Reads one blob through the mount and checks it.
     ///
+    /// # Errors
+    /// [`Failure`] when it cannot be read.
+    ///
     /// # Panics
     /// When it is not what its name says.
-    pub fn check_blob(&self, digest: &Digest) {
+    pub fn check_blob(&self, digest: &Digest) -> Result<(), Failure> {
         let path = Entry::Blob(digest.clone()).path();
-        let path = path.to_str().expect("a path in ASCII");
-        let sum = self.on_mount("sha256sum", &[path]).expect("a blob can be read");
-        assert!(sum.starts_with(digest.hex()), "{path} in the mount hashes to {sum}");
+        let sum = self.on_mount("sha256sum", &[path.to_str().expect("a path in ASCII")])?;
+        assert!(sum.starts_with(digest.hex()), "the blob {digest} hashes to {sum}");
+        Ok(())
     }
 
     /// The requests that the shim has logged, those before a restart too.

@@ -95,7 +95,7 @@ impl Registry {
         let manifest = &platform.manifest;
         self.manifest(&image.repository, &manifest.digest.to_string(), manifest)?;
         for blob in &platform.blobs {
-            self.blob_with_resumes(&image.repository, blob)?;
+            self.open_blob(&image.repository, &blob.digest)?.finish_with_resumes()?;
         }
         Ok(())
     }
@@ -125,72 +125,93 @@ impl Registry {
     /// # Errors
     /// [`Failure`] when the answer is an error, is cut, or has other content.
     pub fn blob(&self, repository: &str, digest: &Digest) -> Result<u64, Failure> {
-        let mut download = Download::new(digest);
-        self.download(repository, digest, &mut download)?;
-        download.finish()
+        self.open_blob(repository, digest)?.finish()
     }
 
-    fn blob_with_resumes(&self, repository: &str, blob: &Blob) -> Result<u64, Failure> {
-        let mut download = Download::new(&blob.digest);
-        for _ in 0..RESUMES_MAX {
-            let before = download.received_bytes();
-            match self.download(repository, &blob.digest, &mut download) {
-                Ok(()) => return download.finish(),
-                // No body at all is no cut body: docker and ctr give up, and so does this.
-                Err(failure) if download.received_bytes() == before => return Err(failure),
-                Err(_) => {}
-            }
-        }
-        Err(Failure(format!("{}: cut more than {RESUMES_MAX} times", blob.digest)))
-    }
-
-    fn download(
-        &self,
-        repository: &str,
-        digest: &Digest,
-        download: &mut Download,
-    ) -> Result<(), Failure> {
-        let path = format!("/v2/{repository}/blobs/{digest}");
-        let offset = download.received_bytes();
-        let mut request = self.client.get(format!("{}{path}", self.url));
-        if offset > 0 {
-            request = request.header(RANGE, format!("bytes={offset}-"));
-        }
-        let mut response = request.send().map_err(|e| failure(&path, &e))?;
-        let expected = if offset > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
-        if response.status() != expected {
-            return Err(Failure(format!("{path} from byte {offset}: {}", response.status())));
-        }
-        let mut chunk = vec![0; CHUNK_BYTES];
-        loop {
-            match response.read(&mut chunk) {
-                Ok(0) => return Ok(()),
-                Ok(len) => download.verifier.update(&chunk[..len]),
-                Err(e) => return Err(failure(&path, &e)),
-            }
-        }
+    /// Asks for a blob, and comes back when the answer has begun.
+    ///
+    /// # Errors
+    /// [`Failure`] when there is no answer, or an error.
+    pub fn open_blob(&self, repository: &str, digest: &Digest) -> Result<Download, Failure> {
+        let url = format!("{}/v2/{repository}/blobs/{digest}", self.url);
+        let response = request(&self.client, &url, 0)?;
+        let verifier = Verifier::new(digest.clone());
+        Ok(Download { client: self.client.clone(), url, verifier, response })
     }
 }
 
 /// A blob on its way.
-struct Download {
+pub struct Download {
+    client: Client,
+    url: String,
     verifier: Verifier,
+    response: Response,
 }
 
 impl Download {
-    fn new(digest: &Digest) -> Self {
-        Self { verifier: Verifier::new(digest.clone()) }
+    /// Reads on to the end, and checks the digest. Gives the size of the content.
+    ///
+    /// # Errors
+    /// [`Failure`] when the body is cut or has other content.
+    pub fn finish(mut self) -> Result<u64, Failure> {
+        self.read_to_end()?;
+        self.check()
     }
 
-    fn received_bytes(&self) -> u64 {
-        self.verifier.size_bytes()
+    /// Reads on to the end, and continues a body that is cut where it ended, as docker and ctr do.
+    /// Gives the number of times that it was cut.
+    ///
+    /// # Errors
+    /// [`Failure`] when the blob cannot be continued or has other content.
+    pub fn finish_with_resumes(mut self) -> Result<usize, Failure> {
+        let mut cuts = 0;
+        while let Err(cut) = self.read_to_end() {
+            cuts += 1;
+            if cuts > RESUMES_MAX {
+                return Err(cut);
+            }
+            let offset = self.verifier.size_bytes();
+            self.response = request(&self.client, &self.url, offset)?;
+        }
+        self.check()?;
+        Ok(cuts)
     }
 
-    fn finish(self) -> Result<u64, Failure> {
-        let size_bytes = self.received_bytes();
+    /// Reads the next piece. Nothing is left when its size is 0.
+    ///
+    /// # Errors
+    /// [`Failure`] when the body is cut.
+    pub fn read(&mut self) -> Result<usize, Failure> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let len = self.response.read(&mut chunk).map_err(|e| failure(&self.url, &e))?;
+        self.verifier.update(&chunk[..len]);
+        Ok(len)
+    }
+
+    fn read_to_end(&mut self) -> Result<(), Failure> {
+        while self.read()? > 0 {}
+        Ok(())
+    }
+
+    fn check(self) -> Result<u64, Failure> {
+        let size_bytes = self.verifier.size_bytes();
         self.verifier.finish().map_err(|mismatch| Failure(mismatch.to_string()))?;
         Ok(size_bytes)
     }
+}
+
+/// Asks for a blob from a byte on. Anything but an answer with exactly that is a failure.
+fn request(client: &Client, url: &str, offset: u64) -> Result<Response, Failure> {
+    let mut request = client.get(url);
+    if offset > 0 {
+        request = request.header(RANGE, format!("bytes={offset}-"));
+    }
+    let response = request.send().map_err(|e| failure(url, &e))?;
+    let expected = if offset > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    if response.status() != expected {
+        return Err(Failure(format!("{url} from byte {offset}: {}", response.status())));
+    }
+    Ok(response)
 }
 
 /// An error with its causes, which `Display` leaves out.
