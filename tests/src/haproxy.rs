@@ -37,7 +37,7 @@ impl Haproxy {
         let mut process = Process::start(sandbox, "haproxy", command);
         let registry = Registry::at(&address);
         process.wait_until("an answer", || registry.is_ok("/v2/").then_some(()));
-        Self { address, process: process }
+        Self { address, process }
     }
 
     /// The requests that it answered with a server error: its own, or that of a node.
@@ -45,8 +45,8 @@ impl Haproxy {
         let log = self.process.log();
         // option httplog: process, client, date, frontend, backend/server, timers, status, ...
         let is_error = |line: &&str| {
-            let status = line.split_whitespace().skip_while(|word| !word.starts_with("nodes/"));
-            status.skip(2).next().is_some_and(|status| status.starts_with('5'))
+            let mut words = line.split_whitespace().skip_while(|word| !word.starts_with("nodes/"));
+            words.nth(2).is_some_and(|status| status.starts_with('5'))
         };
         log.lines().filter(is_error).map(str::to_owned).collect()
     }
