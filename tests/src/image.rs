@@ -127,7 +127,8 @@ impl Image {
         };
         let build = |architecture: &str, shell: &[u8]| {
             let layers = vec![
-                layer(format, &[("bin/busybox", shell)]),
+                // The name makes it a layer that no other image shares.
+                layer(format, &[("bin/busybox", shell), ("name", name.as_bytes())]),
                 data_layer.clone(),
                 layer(
                     format,
