@@ -1,8 +1,12 @@
 //! What several test files do with different parts.
 
+use std::time::Duration;
+
 use larder_layout::Digest;
 
-use crate::{Client, Format, Image, Kind, Node, Sandbox, Storage, Upstream};
+use crate::{Blob, Client, Format, Image, Kind, Node, Platform, Sandbox, Storage, Upstream, until};
+
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which kind of node serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,13 +74,24 @@ fn assert_came_through(node: &Node<'_>, image: &Image, times: u64) {
     }
 }
 
-/// Checks that these digests include all that belongs to a platform of the image: for what a
-/// node has in its mount or storage after that platform was pulled.
+/// Waits until the mount has all that belongs to these platforms of an image: blobs and links. A
+/// client has the last byte a little before the blob is published.
 ///
 /// # Panics
-/// When one is missing.
-pub fn assert_has_native(digests: &[Digest], image: &Image) {
-    for blob in image.native.blobs.iter().chain([&image.native.manifest, &image.index]) {
-        assert!(digests.contains(&blob.digest), "{} ({}) is missing", blob.digest, blob.media_type);
-    }
+/// When something stays away, or is not what its name says.
+pub fn wait_until_cached(node: &Node<'_>, image: &Image, platforms: &[&Platform]) {
+    let links = format!("repositories/{}", image.repository);
+    let digests = |blobs: &[Blob]| blobs.iter().map(|b| b.digest.clone()).collect::<Vec<_>>();
+    let layers: Vec<_> = platforms.iter().flat_map(|platform| digests(&platform.blobs)).collect();
+    let mut blobs: Vec<_> = platforms.iter().map(|p| p.manifest.digest.clone()).collect();
+    blobs.push(image.index.digest.clone());
+    blobs.extend(layers.clone());
+    until("all of the image in the mount", PUBLISH_TIMEOUT, || {
+        let links = node.on_mount("find", &[&links]).ok()?;
+        let has_tag = links.contains(&format!("_tags/{}", image.tag));
+        let is_linked = |d: &Digest| links.contains(&format!("_layers/sha256/{}", d.hex()));
+        let there = node.blobs();
+        let is_there = |digest| there.contains(digest);
+        (has_tag && layers.iter().all(is_linked) && blobs.iter().all(is_there)).then_some(())
+    });
 }

@@ -42,8 +42,10 @@ impl<'a> Scene<'a> {
         until("the shim serves the blob again", TIMEOUT, || {
             registry.blob(&self.image.repository, digest).ok()
         });
-        self.node.check_blob(digest).expect("the blob is in the mount");
-        assert!(blobs_in(&self.storage).contains(digest), "the blob is in the storage");
+        until("the blob is in the mount and in the storage", TIMEOUT, || {
+            self.node.check_blob(digest).ok()?;
+            blobs_in(&self.storage).contains(digest).then_some(())
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! The mount is a directory like any other, to look at; and nobody can spoil a blob in it.
 
 use larder_layout::{Entry, Link};
-use larder_tests::{Format, Image, Node, Sandbox, Storage, Upstream, scenario::assert_has_native};
+use larder_tests::{Format, Image, Node, Sandbox, Storage, Upstream, scenario::wait_until_cached};
 
 /// A node that has pulled an image, and everything that it needs.
 fn with_a_pulled_image(test: impl FnOnce(&Node<'_>, &Image)) {
@@ -14,6 +14,7 @@ fn with_a_pulled_image(test: impl FnOnce(&Node<'_>, &Image)) {
     let storage = Storage::Directory(sandbox.directory("storage"));
     let node = Node::start(&sandbox, "node", &storage, Some(&upstream.url()));
     node.registry().pull(&image, &image.native).expect("the node pulls through");
+    wait_until_cached(&node, &image, &[&image.native]);
     test(&node, &image);
 }
 
@@ -26,8 +27,6 @@ fn text(entry: Entry) -> String {
 #[test]
 fn ordinary_programs_read_the_mount() {
     with_a_pulled_image(|node, image| {
-        assert_has_native(&node.blobs(), image);
-
         let data = image.data();
         let path = text(Entry::Blob(data.digest.clone()));
         let stat = node.on_mount("stat", &["--format", "%F %a %s", &path]).expect("stat");

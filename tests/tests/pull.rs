@@ -4,7 +4,7 @@ use std::{sync::Barrier, thread};
 
 use larder_tests::{
     Blob, Download, Fault, Format, Image, Node, Sandbox, ScriptedUpstream, Storage, blobs_in,
-    random_bytes,
+    random_bytes, scenario::wait_until_cached,
 };
 
 const CLIENTS: usize = 64;
@@ -68,5 +68,5 @@ fn a_wrong_byte_from_the_upstream_reaches_nobody_and_is_forgotten() {
     }
     upstream.heal(digest);
     registry.pull(&image, &image.native).expect("the healed upstream's blob");
-    node.check_blob(digest).expect("the healed blob in the mount");
+    wait_until_cached(&node, &image, &[&image.native]);
 }

@@ -1,7 +1,7 @@
 //! Several nodes on one storage.
 
 use larder_tests::{
-    Format, Image, Node, Registry, S3, Sandbox, Storage, Upstream, scenario::assert_has_native,
+    Format, Image, Node, S3, Sandbox, Storage, Upstream, scenario::wait_until_cached,
 };
 
 // "2. What `rename` acknowledged survives a crash of any node and is readable on every node."
@@ -38,14 +38,16 @@ fn a_second_node_serves_what_the_first_pulled(sandbox: &Sandbox, storage: &Stora
     let missing = second.check_blob(&image.data().digest);
     assert!(missing.is_err(), "nobody has pulled it yet");
     first.registry().pull(&image, &image.native).expect("the first node pulls through");
+    wait_until_cached(&first, &image, &[&image.native]);
     first.kill_shim();
     first.kill_fs();
     upstream.stop();
 
     let third = Node::start(sandbox, "third", storage, Some(&url));
     for node in [&second, &third] {
-        let registry: Registry = node.registry();
-        registry.pull(&image, &image.native).expect("another node serves what the first pulled");
-        assert_has_native(&node.blobs(), &image);
+        node.registry()
+            .pull(&image, &image.native)
+            .expect("another node serves what the first pulled");
+        wait_until_cached(node, &image, &[&image.native]);
     }
 }

@@ -3,7 +3,8 @@
 use std::fs;
 
 use larder_tests::{
-    Format, Image, Kind, Node, Registry, Sandbox, Storage, Upstream, scenario::pull_and_run,
+    Format, Image, Kind, Node, Sandbox, Storage, Upstream,
+    scenario::{pull_and_run, wait_until_cached},
 };
 
 // "An existing cache's bucket is taken over by pointing Larder at it."
@@ -40,7 +41,10 @@ fn an_ordinary_registry_serves_what_larder_has_cached() {
         Node::start(&sandbox, "node", &Storage::Directory(storage.clone()), Some(&upstream.url()));
     for image in &images {
         upstream.registry().push(image);
-        pull_all(&node.registry(), image);
+        for platform in [&image.native, &image.foreign] {
+            node.registry().pull(image, platform).expect("the node pulls through");
+        }
+        wait_until_cached(&node, image, &[&image.native, &image.foreign]);
     }
     drop(node);
     upstream.stop();
@@ -54,10 +58,4 @@ fn an_ordinary_registry_serves_what_larder_has_cached() {
     let mut names: Vec<_> = entries.map(|e| e.expect("an entry").file_name()).collect();
     names.sort();
     assert_eq!(names, ["blobs", "repositories"], "only what Distribution knows is in its tree");
-}
-
-fn pull_all(registry: &Registry, image: &Image) {
-    for platform in [&image.native, &image.foreign] {
-        registry.pull(image, platform).expect("the node pulls through");
-    }
 }
