@@ -1,5 +1,7 @@
 //! The contract, in process: two nodes on one storage in memory, without a mount.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use std::{
     ffi::OsStr,
     os::unix::fs::FileExt,
