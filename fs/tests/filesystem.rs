@@ -192,7 +192,7 @@ impl Node {
 }
 
 fn blob(size_bytes: usize) -> (Vec<u8>, Digest) {
-    let content: Vec<u8> = (0..size_bytes).map(|i| (i * i >> 8) as u8).collect();
+    let content: Vec<u8> = (0..size_bytes).map(|i| ((i * i) >> 8) as u8).collect();
     let digest = Digest::of(Algorithm::Sha256, &content);
     (content, digest)
 }
