@@ -288,7 +288,7 @@ fn limit_bytes(config: &Config) -> io::Result<u64> {
 
 fn empty_staging(staging: &Path) -> io::Result<()> {
     match fs::remove_dir_all(staging) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => fs::create_dir(staging),
     }
 }

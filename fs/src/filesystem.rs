@@ -101,7 +101,7 @@ impl Filesystem {
             fetches,
             ingest: Arc::new(ingest),
             links: Links::new(Arc::clone(&storage), Arc::clone(&cache)),
-            inodes: Inodes::new(),
+            inodes: Inodes::default(),
             metrics,
             made: Mutex::new(LruCache::new(MADE_MAX)),
             config,
@@ -348,7 +348,7 @@ impl Filesystem {
         if self.made().contains(repository) {
             return Ok(true);
         }
-        Ok(self.storage.list_repositories(Some(repository)).await?.is_some())
+        Ok(!self.storage.list_repositories(Some(repository)).await?.is_empty())
     }
 
     async fn stat_blob(&self, digest: &Digest) -> Result<BlobMeta> {

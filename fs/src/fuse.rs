@@ -4,37 +4,39 @@
 //! No request is answered on the thread that reads requests from the kernel: whatever may wait,
 //! for the storage or the disk, waits in a task with a deadline, and the next request is read.
 
+mod attributes;
+mod listing;
+mod open_files;
 mod passthrough;
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
     fs::File,
     io,
-    os::unix::{ffi::OsStrExt, fs::FileExt},
+    os::unix::ffi::OsStrExt,
     path::Path,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL,
-    TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Config, Errno, FileHandle, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle as Runtime;
 
-use self::passthrough::{Mode, Passthrough};
+use self::{
+    attributes::file_attr,
+    listing::{list, list_plus},
+    open_files::{OpenFiles, announce},
+    passthrough::Passthrough,
+};
 use crate::{
     error::{Error, Result},
     fetch::blocking,
-    filesystem::{Attributes, Filesystem, Kind, Opened},
+    filesystem::{Attributes, Filesystem},
 };
 
 /// How long anything may take that moves no content. The storage's own time-outs are shorter.
@@ -44,11 +46,6 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const CONTENT_DEADLINE: Duration = Duration::from_hours(1);
 /// An inode's number is never used twice.
 const GENERATION: Generation = Generation(0);
-/// What readdir(3) is told of an inode that has no number yet; libfuse says the same.
-const UNKNOWN_NUMBER: u64 = 0xffff_ffff;
-/// What comes before the names of a listing.
-const DOTS: [&str; 2] = [".", ".."];
-
 /// A mounted filesystem, served by threads of its own.
 pub fn mount(
     filesystem: Filesystem,
@@ -80,79 +77,6 @@ struct Adapter {
     open_files: Arc<OpenFiles>,
     passthrough: Arc<Passthrough>,
     runtime: Runtime,
-}
-
-/// What the kernel has open, by handle.
-#[derive(Default)]
-struct OpenFiles {
-    files: Mutex<HashMap<u64, Arc<Opened>>>,
-    next: AtomicU64,
-}
-
-impl OpenFiles {
-    fn insert(&self, opened: Opened) -> FileHandle {
-        let handle = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.insert(handle, Arc::new(opened));
-        FileHandle(handle)
-    }
-
-    fn get(&self, handle: FileHandle) -> Result<Arc<Opened>> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.get(&handle.0).cloned().ok_or(Error::BadHandle)
-    }
-
-    fn remove(&self, handle: FileHandle) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-    }
-}
-
-impl Opened {
-    /// The file on local disk behind an open file, if there is one.
-    fn file(&self) -> Option<&File> {
-        match self {
-            Self::Blob(blob) => Some(blob.file()),
-            Self::Staged(staged, _) => Some(&staged.file),
-            Self::Report(_) | Self::Directory(_) => None,
-        }
-    }
-
-    /// How the kernel has to treat a file that it does not pass through.
-    fn flags(&self) -> FopenFlags {
-        match self {
-            Self::Blob(_) => FopenFlags::FOPEN_KEEP_CACHE,
-            // A report has no size in advance, and a staged file is written through us.
-            Self::Report(_) | Self::Staged(..) => FopenFlags::FOPEN_DIRECT_IO,
-            Self::Directory(_) => FopenFlags::empty(),
-        }
-    }
-
-    fn read(&self, offset: u64, size: u32) -> Result<Bytes> {
-        if let Self::Report(content) = self {
-            let start = content.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
-            let end = content.len().min(start + size as usize);
-            return Ok(content.slice(start..end));
-        }
-        let file = self.file().ok_or(Error::IsDirectory)?;
-        let mut buffer = vec![0; size as usize];
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::disk("read a cached blob", e)),
-            }
-        }
-        buffer.truncate(filled);
-        Ok(buffer.into())
-    }
-
-    fn write(&self, offset: u64, content: &[u8]) -> Result<()> {
-        let Self::Staged(staged, Some(_)) = self else { return Err(Error::BadHandle) };
-        let written = staged.file.write_all_at(content, offset);
-        written.map_err(|e| Error::disk("write an ingest", e))
-    }
 }
 
 impl Adapter {
@@ -202,112 +126,6 @@ fn errno(error: &Error) -> Errno {
         tracing::warn!("{error}");
     }
     Errno::from_i32(errno)
-}
-
-fn file_attr(attributes: &Attributes) -> FileAttr {
-    let (kind, perm) = match attributes.kind {
-        Kind::Directory => (FileType::Directory, 0o755),
-        Kind::Published => (FileType::RegularFile, 0o444),
-        Kind::Staged => (FileType::RegularFile, 0o644),
-        Kind::Symlink => (FileType::Symlink, 0o777),
-    };
-    FileAttr {
-        ino: INodeNo(attributes.number),
-        size: attributes.size_bytes,
-        blocks: attributes.size_bytes.div_ceil(512),
-        atime: attributes.modified,
-        mtime: attributes.modified,
-        ctime: attributes.modified,
-        crtime: attributes.modified,
-        kind,
-        perm,
-        nlink: if kind == FileType::Directory { 2 } else { 1 },
-        uid: nix::unistd::getuid().as_raw(),
-        gid: nix::unistd::getgid().as_raw(),
-        rdev: 0,
-        blksize: 128 << 10,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: Kind) -> FileType {
-    match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::Published | Kind::Staged => FileType::RegularFile,
-        Kind::Symlink => FileType::Symlink,
-    }
-}
-
-/// How an open file is announced to the kernel: passed through, or read by way of us.
-fn announce(
-    passthrough: &Passthrough,
-    number: u64,
-    opened: &Opened,
-    register: impl FnOnce(&File) -> io::Result<BackingId>,
-) -> (Option<Arc<BackingId>>, FopenFlags) {
-    let mode = opened.file().map(|file| passthrough.open(number, file, register));
-    match mode {
-        Some(Mode::Backed(id)) => (Some(id), FopenFlags::FOPEN_NOFLUSH),
-        Some(Mode::Unbacked) | None => (None, opened.flags() | FopenFlags::FOPEN_NOFLUSH),
-    }
-}
-
-/// Fills a reply with the names from `offset` on, and their types.
-async fn list(
-    filesystem: &Filesystem,
-    opened: &Opened,
-    offset: u64,
-    reply: &mut ReplyDirectory,
-) -> Result<()> {
-    let Opened::Directory(listing) = opened else { return Err(Error::BadHandle) };
-    let mut listing = listing.lock().await;
-    for position in offset.. {
-        let (name, kind) = match (position, DOTS.get(position as usize)) {
-            (_, Some(dot)) => ((*dot).to_owned(), Kind::Directory),
-            (position, None) => match listing.at(position - DOTS.len() as u64).await? {
-                Some(listed) => (listed.name.clone(), filesystem.kind(&listed.entry)),
-                None => break,
-            },
-        };
-        if reply.add(INodeNo(UNKNOWN_NUMBER), position + 1, file_type(kind), &name) {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// The same with attributes, which count as a lookup of each name.
-async fn list_plus(
-    filesystem: &Filesystem,
-    opened: &Opened,
-    (number, offset): (u64, u64),
-    reply: &mut ReplyDirectoryPlus,
-) -> Result<()> {
-    let Opened::Directory(listing) = opened else { return Err(Error::BadHandle) };
-    let mut listing = listing.lock().await;
-    for position in offset.. {
-        let (name, attributes) = match (position, DOTS.get(position as usize)) {
-            // The kernel does not count these two.
-            (_, Some(dot)) => ((*dot).to_owned(), filesystem.getattr(number).await?),
-            (position, None) => {
-                let Some(listed) = listing.at(position - DOTS.len() as u64).await? else { break };
-                match filesystem.lookup_entry(listed.entry, listed.meta).await {
-                    Ok(attributes) => (listed.name, attributes),
-                    // It went between the listing and now.
-                    Err(Error::NotFound) => continue,
-                    Err(e) => return Err(e),
-                }
-            }
-        };
-        let attr = file_attr(&attributes);
-        if reply.add(attr.ino, position + 1, &name, &attributes.validity, &attr, GENERATION) {
-            if position >= DOTS.len() as u64 {
-                filesystem.forget(attributes.number, 1);
-            }
-            break;
-        }
-    }
-    Ok(())
 }
 
 impl fuser::Filesystem for Adapter {

@@ -51,9 +51,9 @@ struct Inode {
     lookups: u64,
 }
 
-impl Inodes {
+impl Default for Inodes {
     /// Only the root.
-    pub fn new() -> Self {
+    fn default() -> Self {
         let node = Node::Directory(Directory::Root);
         let root = Inode { node: node.clone(), staged: None, lookups: 1 };
         Self(Mutex::new(Table {
@@ -62,7 +62,9 @@ impl Inodes {
             next: ROOT + 1,
         }))
     }
+}
 
+impl Inodes {
     /// The number of `node`, new or old, which the kernel is about to be told.
     pub fn remember(&self, node: Node) -> u64 {
         self.table().remember(node, None)
@@ -140,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_number_lives_as_long_as_the_kernel_knows_it() {
-        let inodes = Inodes::new();
+        let inodes = Inodes::default();
         let node = Node::Blob(Digest::of(Algorithm::Sha256, b""));
         let number = inodes.remember(node.clone());
         assert_eq!(inodes.remember(node.clone()), number);
@@ -153,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_name_in_ingest_can_be_used_again_while_its_old_file_is_open() {
-        let inodes = Inodes::new();
+        let inodes = Inodes::default();
         let node = Node::Staged("x".parse().unwrap());
         let old = inodes.remember(node.clone());
         inodes.release_name(&node);

@@ -69,14 +69,15 @@ impl Listings {
             Directory::Root => Ok(owned(["blobs", "repositories", "ingest", ".larder"])),
             Directory::Blobs | Directory::Members(..) => Ok(algorithms()),
             Directory::BlobsOf(_) => Ok(Vec::new()),
-            Directory::Repositories => {
-                Ok(self.storage.list_repositories(None).await?.unwrap_or_default())
-            }
+            Directory::Repositories => self.storage.list_repositories(None).await,
             Directory::Repository(repository) => {
-                let mut names =
-                    self.storage.list_repositories(Some(repository)).await?.unwrap_or_default();
-                names.push("_tags".to_owned());
-                names.extend(owned(Membership::ALL.map(Membership::as_str)));
+                let mut names = self.storage.list_repositories(Some(repository)).await?;
+                let is_repository = names.iter().any(|name| name.starts_with('_'));
+                names.retain(|name| !name.starts_with('_'));
+                if is_repository {
+                    names.push("_tags".to_owned());
+                    names.extend(owned(Membership::ALL.map(Membership::as_str)));
+                }
                 Ok(names)
             }
             Directory::Tags(repository) => self.storage.list_tags(repository).await,

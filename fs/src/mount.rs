@@ -18,6 +18,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How long files may stay open after a signal before the mount is cut off under them.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -140,12 +141,15 @@ fn start_log(log: &Log) {
         Level::Debug => tracing::Level::DEBUG,
         Level::Trace => tracing::Level::TRACE,
     };
-    let log_to_stderr = tracing_subscriber::fmt()
-        .with_max_level(level)
+    // The FUSE library logs every request at debug; what we do with it is logged by us.
+    let targets = Targets::new().with_default(level).with_target("fuser", tracing::Level::ERROR);
+    let stderr = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
     match log.formatter {
-        Formatter::Text => log_to_stderr.init(),
-        Formatter::Json => log_to_stderr.json().init(),
+        Formatter::Text => tracing_subscriber::registry().with(stderr.with_filter(targets)).init(),
+        Formatter::Json => {
+            tracing_subscriber::registry().with(stderr.json().with_filter(targets)).init();
+        }
     }
 }

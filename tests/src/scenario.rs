@@ -6,6 +6,7 @@ use larder_layout::Digest;
 
 use crate::{Blob, Client, Format, Image, Kind, Node, Platform, Sandbox, Storage, Upstream, until};
 
+const LOG_TIMEOUT: Duration = Duration::from_secs(10);
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Which kind of node serves.
@@ -66,11 +67,14 @@ pub fn pull_and_run(client: &dyn Client, image: &Image) {
     assert_eq!(printed, expected, "what the image printed");
 }
 
-/// Every layer and the config of the machine's platform were sent to clients `times` times.
+/// Every layer and the config of the machine's platform were sent to clients `times` times. The
+/// log has it a little after the client has the last byte.
 fn assert_came_through(node: &Node<'_>, image: &Image, times: u64) {
     for blob in &image.native.blobs {
-        let (sent, expected) = (node.sent_bytes(&blob.digest), blob.bytes.len() as u64 * times);
-        assert!(sent >= expected, "{sent} of {expected} bytes of {} were sent", blob.digest);
+        let expected = blob.bytes.len() as u64 * times;
+        until(&format!("{expected} bytes of {} in the log", blob.digest), LOG_TIMEOUT, || {
+            (node.sent_bytes(&blob.digest) >= expected).then_some(())
+        });
     }
 }
 

@@ -211,16 +211,10 @@ impl Storage {
         blobs.boxed()
     }
 
-    /// The components below `repositories/`, or below one: repositories, and first components of
-    /// their names, but nothing that begins with `_`. `None` when there is nothing there at all.
-    pub async fn list_repositories(
-        &self,
-        repository: Option<&Repository>,
-    ) -> Result<Option<Vec<String>>> {
-        let mut names = self.list_names(self.keys.repositories(repository)).await?;
-        let is_there = !names.is_empty();
-        names.retain(|name| !name.starts_with('_'));
-        Ok(is_there.then_some(names))
+    /// The components below `repositories/`, or below one: repositories, first components of
+    /// their names, and Distribution's own directories, which begin with `_`.
+    pub async fn list_repositories(&self, repository: Option<&Repository>) -> Result<Vec<String>> {
+        self.list_names(self.keys.repositories(repository)).await
     }
 
     /// The tags of a repository.

@@ -1,0 +1,123 @@
+//! The access log: one line per request, when its answer has ended.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    http::{Request, header},
+    response::Response,
+};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+
+use crate::answer::Source;
+
+/// The target of the lines, by which the configuration turns them off.
+pub const TARGET: &str = "access";
+/// How much of a client's name of itself is logged.
+const USER_AGENT_MAX_BYTES: usize = 200;
+
+/// A line that is written when this is dropped: then the answer has ended, one way or another.
+pub struct Line {
+    id: u64,
+    client: SocketAddr,
+    method: String,
+    path: String,
+    user_agent: String,
+    started: Instant,
+    /// 0 when the client left before there was an answer.
+    status: u16,
+    source: Option<Source>,
+    sent_bytes: u64,
+}
+
+impl Line {
+    /// The line of a request that has just come.
+    pub fn of<B>(request: &Request<B>, client: SocketAddr) -> Self {
+        static NEXT: LazyLock<AtomicU64> =
+            LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(std::process::id())));
+        let user_agent = request.headers().get(header::USER_AGENT);
+        let user_agent = user_agent.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            client,
+            method: request.method().to_string(),
+            path: request.uri().path().to_owned(),
+            // `to_str` took ASCII only, so this cuts no character in half.
+            user_agent: user_agent[..user_agent.len().min(USER_AGENT_MAX_BYTES)].to_owned(),
+            started: Instant::now(),
+            status: 0,
+            source: None,
+            sent_bytes: 0,
+        }
+    }
+
+    /// Follows an answer to its end.
+    pub fn follow(mut self, response: Response) -> Response {
+        self.status = response.status().as_u16();
+        self.source = response.extensions().get().copied();
+        response.map(|body| Body::new(Followed { body, line: self }))
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        tracing::info!(
+            target: TARGET,
+            id = format_args!("{:016x}", self.id),
+            client = %self.client,
+            method = self.method,
+            path = self.path,
+            status = self.status,
+            bytes = self.sent_bytes,
+            duration_ms = self.started.elapsed().as_millis(),
+            user_agent = self.user_agent,
+            source = self.source.map_or("none", Source::as_str),
+        );
+    }
+}
+
+/// A body that counts what the connection takes of it.
+struct Followed {
+    body: Body,
+    line: Line,
+}
+
+impl HttpBody for Followed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                let size = frame.data_ref().map_or(0, Bytes::len);
+                self.line.sent_bytes += size as u64;
+            }
+            Some(Err(error)) => tracing::warn!(path = self.line.path, %error, "an answer is cut"),
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

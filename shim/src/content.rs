@@ -1,0 +1,347 @@
+//! The directory of the contract, through ordinary file calls.
+//!
+//! Each call runs on a blocking thread and has a deadline, so a mount whose daemon died or hangs
+//! costs a request its patience and never this process its threads. A name that is missing is a
+//! miss; every other error means that the storage is in trouble, and the shim goes on without it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    hash::{BuildHasher, RandomState},
+    io::{self, Read},
+    os::unix::fs::{OpenOptionsExt, symlink},
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use larder_layout::{
+    Algorithm, Digest, Directory, Entry, Link, Membership, Repository, StagingId, Tag,
+};
+
+use crate::calls::{Calls, PIECE_DEADLINE};
+
+/// The deadline of a call that moves no content.
+const NAME_DEADLINE: Duration = Duration::from_secs(10);
+/// How slowly the storage may take a blob in before it counts as hanging.
+const PUBLISH_MIN_BYTES_PER_SECOND: u64 = 1 << 20;
+/// How long names are not asked for after a call ran into its deadline: without this pause every
+/// request would wait out the deadline of a mount that is known to hang.
+const PAUSE: Duration = Duration::from_secs(5);
+/// What was not written to for this long belongs to no pull that still runs: each piece of one has
+/// a deadline of seconds, and publishing the largest blob does not write.
+const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// The directory. Clones are the same directory.
+#[derive(Clone)]
+pub struct Content {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    root: Box<Path>,
+    calls: Calls,
+    /// No names are asked for until then.
+    paused_until: Mutex<Option<Instant>>,
+    /// Tells this process' staging names from those of any other that shares the directory.
+    process: String,
+    staged: AtomicU64,
+}
+
+/// An open blob.
+#[derive(Clone)]
+pub struct Blob {
+    /// To be read with [`Content::calls`].
+    pub file: Arc<File>,
+    /// Its length when it was opened.
+    pub size_bytes: u64,
+}
+
+/// A file in `ingest/` that is not published yet.
+pub struct Staged {
+    /// Open for reading and writing.
+    pub file: Arc<File>,
+    id: StagingId,
+}
+
+impl Content {
+    /// The directory below `root`, which is not touched yet.
+    pub fn new(root: &Path) -> Self {
+        let random = RandomState::new().hash_one(std::process::id());
+        Self {
+            shared: Arc::new(Shared {
+                root: root.into(),
+                calls: Calls::new("directory"),
+                paused_until: Mutex::new(None),
+                process: format!("shim-{}-{random:016x}", std::process::id()),
+                staged: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Makes the directories that a plain directory lacks and a mount has, and removes what a
+    /// shim that died left in `ingest/`.
+    ///
+    /// Leftovers are told by their age alone: several shims may share the directory, and a lock
+    /// would have to be taken after the file exists, which leaves a moment to be swept in.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when the directory itself is missing: it may be a mount that is
+    /// not there yet, and what was made in its place would be hidden by it later.
+    pub async fn prepare(&self) -> io::Result<()> {
+        self.call(NAME_DEADLINE, |root| {
+            let [sha256, sha512] = Algorithm::ALL.map(Directory::BlobsOf);
+            let (repositories, ingest) = (Directory::Repositories, Directory::Ingest);
+            for directory in [Directory::Blobs, sha256, sha512, repositories, ingest] {
+                match fs::create_dir(root.join(Entry::Directory(directory).path())) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error);
+                    }
+                    _ => {}
+                }
+            }
+            sweep(&root.join(Entry::Directory(Directory::Ingest).path()))
+        })
+        .await
+    }
+
+    /// Opens a blob; `None` when there is none.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn open(&self, digest: &Digest) -> io::Result<Option<Blob>> {
+        let entry = Entry::Blob(digest.clone());
+        let opened = self.call(NAME_DEADLINE, move |root| {
+            let file = File::open(root.join(entry.path()))?;
+            let size_bytes = file.metadata()?.len();
+            Ok(Blob { file: Arc::new(file), size_bytes })
+        });
+        found(opened.await)
+    }
+
+    /// Reads a blob of at most `max_bytes`; `None` when there is none.
+    ///
+    /// # Errors
+    /// The storage is in trouble, or the blob is larger.
+    pub async fn read_all(&self, digest: &Digest, max_bytes: u64) -> io::Result<Option<Bytes>> {
+        let entry = Entry::Blob(digest.clone());
+        let read = self.call(PIECE_DEADLINE, move |root| {
+            let file = File::open(root.join(entry.path()))?;
+            let mut content = Vec::new();
+            file.take(max_bytes + 1).read_to_end(&mut content)?;
+            if content.len() as u64 > max_bytes {
+                return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+            }
+            Ok(Bytes::from(content))
+        });
+        found(read.await)
+    }
+
+    /// The digest that a link names; `None` when there is no link.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn link(&self, link: Link) -> io::Result<Option<Digest>> {
+        let read = self.call(NAME_DEADLINE, move |root| {
+            let target = fs::read_link(root.join(Entry::Link(link).path()))?;
+            Link::digest_of_target(&target).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        });
+        found(read.await)
+    }
+
+    /// Whether a blob belongs to a repository, in one of these ways.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn is_member(
+        &self,
+        repository: &Repository,
+        memberships: &[Membership],
+        digest: &Digest,
+    ) -> io::Result<bool> {
+        for membership in memberships {
+            let link = Link::Member(repository.clone(), *membership, digest.clone());
+            if self.link(link).await?.as_ref() == Some(digest) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The tags of a repository, in no order; `None` when it has no `_tags`.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn tags(&self, repository: &Repository) -> io::Result<Option<Vec<Tag>>> {
+        let directory = Entry::Directory(Directory::Tags(repository.clone()));
+        let listed = self.call(PIECE_DEADLINE, move |root| {
+            let names = fs::read_dir(root.join(directory.path()))?.map(|entry| {
+                let name = entry?.file_name();
+                Ok(name.to_str().and_then(|name| name.parse().ok()))
+            });
+            names.filter_map(Result::transpose).collect()
+        });
+        found(listed.await)
+    }
+
+    /// Creates an empty file in `ingest/`.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn stage(&self) -> io::Result<Staged> {
+        let id = self.shared.staging_id()?;
+        self.call(NAME_DEADLINE, move |root| {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o444)
+                .open(root.join(Entry::Staged(id.clone()).path()))?;
+            Ok(Staged { file: Arc::new(file), id })
+        })
+        .await
+    }
+
+    /// Publishes a staged file as a blob. Its content must have been checked: a mount checks it
+    /// again, a plain directory does not. It is not staged any more, however this ends.
+    ///
+    /// # Errors
+    /// The storage is in trouble, or the mount found other content (`EBADMSG`).
+    pub async fn publish(
+        &self,
+        staged: &Staged,
+        size_bytes: u64,
+        digest: &Digest,
+    ) -> io::Result<()> {
+        let file = Arc::clone(&staged.file);
+        let from = Entry::Staged(staged.id.clone()).path();
+        let to = Entry::Blob(digest.clone()).path();
+        let deadline =
+            PIECE_DEADLINE + Duration::from_secs(size_bytes / PUBLISH_MIN_BYTES_PER_SECOND);
+        let published = self.call(deadline, move |root| {
+            file.sync_all()?;
+            rename(&root.join(from), &root.join(to))
+        });
+        let published = published.await;
+        if published.is_err() {
+            self.discard(staged).await;
+        }
+        published
+    }
+
+    /// Removes a staged file that will not be published.
+    pub async fn discard(&self, staged: &Staged) {
+        let path = Entry::Staged(staged.id.clone()).path();
+        let removed = self.call(NAME_DEADLINE, move |root| fs::remove_file(root.join(path)));
+        if let Err(error) = removed.await {
+            tracing::debug!(%error, "a staged file stays behind until a shim starts");
+        }
+    }
+
+    /// Publishes small content as a blob. It must have been checked.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn publish_all(&self, content: Bytes, digest: &Digest) -> io::Result<()> {
+        let staged = self.stage().await?;
+        let size_bytes = content.len() as u64;
+        if let Err(error) = self.calls().write(&staged.file, 0, content).await {
+            self.discard(&staged).await;
+            return Err(error);
+        }
+        self.publish(&staged, size_bytes, digest).await
+    }
+
+    /// Makes a link name a blob, which must be published already.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn publish_link(&self, link: Link, digest: &Digest) -> io::Result<()> {
+        let target = link.target(digest);
+        let id = self.shared.staging_id()?;
+        self.call(PIECE_DEADLINE, move |root| {
+            let path = root.join(Entry::Link(link).path());
+            let staged = root.join(Entry::Staged(id).path());
+            fs::create_dir_all(parent(&path)?)?;
+            symlink(target, &staged)?;
+            rename(&staged, &path).inspect_err(|_| {
+                // What stays is swept one day; the first error is the one to tell.
+                let _ = fs::remove_file(&staged);
+            })
+        })
+        .await
+    }
+
+    /// The calls to the storage, to read and write open files with. They are made even while names
+    /// are not asked for: an open file may outlive the mount's daemon.
+    pub fn calls(&self) -> &Calls {
+        &self.shared.calls
+    }
+
+    /// Makes a call that names something, unless the directory is known to hang.
+    async fn call<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        call: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        if lock(&self.shared.paused_until).is_some_and(|until| Instant::now() < until) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let shared = Arc::clone(&self.shared);
+        let result = self.calls().run(deadline, move || call(&shared.root)).await;
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            *lock(&self.shared.paused_until) = Some(Instant::now() + PAUSE);
+        }
+        result
+    }
+}
+
+impl Shared {
+    fn staging_id(&self) -> io::Result<StagingId> {
+        let count = self.staged.fetch_add(1, Ordering::Relaxed);
+        format!("{}-{count}", self.process).parse().map_err(io::Error::other)
+    }
+}
+
+/// Renames, and makes the new name last: on a plain directory it is the directory's own `fsync`
+/// that does, on a mount `rename` has done so already.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    File::open(parent(to)?)?.sync_all()
+}
+
+fn parent(path: &Path) -> io::Result<&Path> {
+    path.parent().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// Only a missing name is a miss.
+fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn sweep(ingest: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(ingest)? {
+        let entry = entry?;
+        // What cannot be looked at is not ours, or has just been published.
+        let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified()) else {
+            continue;
+        };
+        let age = SystemTime::now().duration_since(modified).unwrap_or_default();
+        if age >= LEFTOVER_AGE && fs::remove_file(entry.path()).is_ok() {
+            tracing::info!(file = ?entry.file_name(), "removed what an earlier pull left behind");
+        }
+    }
+    Ok(())
+}
+
+/// None of these locks is held where code can panic half-way through a change.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,27 @@
+//! `larder-shim`: a registry over the directory that `larder-fs` mounts, or over any other.
+//!
+//! A request goes `server` → `routes` → `blob`, `manifest` or `tags` → `content`, which is the
+//! directory; on a miss → `pull` → `upstream`. Only `content` names paths of the directory, only
+//! `upstream` speaks HTTP to the upstream, and nothing here knows what is behind the directory.
+
+mod access;
+mod answer;
+mod blob;
+mod body;
+mod calls;
+mod content;
+mod error;
+mod flights;
+mod manifest;
+mod pull;
+mod range;
+mod routes;
+mod server;
+mod shim;
+mod sightings;
+mod tags;
+mod tls;
+mod upstream;
+
+pub use access::TARGET as ACCESS_LOG;
+pub use server::{Mistake, Server};

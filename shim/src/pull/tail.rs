@@ -1,0 +1,90 @@
+//! A client's view of a pull: a reader of the staging file behind the watermark.
+
+use std::{io, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use tokio::sync::watch;
+
+use super::{Progress, Pull};
+use crate::{body::PIECE_BYTES, error::Error};
+
+impl Pull {
+    /// Waits until the bytes begin to come, or all of them when there are none: an empty answer
+    /// is complete with its headers, and must not go out before its digest is known to be right.
+    ///
+    /// # Errors
+    /// What the upstream said instead.
+    pub(super) async fn begun(&self) -> Result<(), Error> {
+        let mut progress = self.progress.clone();
+        let is_begun = |progress: &Progress| match (&progress.outcome, &progress.staging) {
+            (None, Some(_)) => progress.size_bytes != Some(0),
+            (outcome, _) => outcome.is_some(),
+        };
+        let progress = progress.wait_for(is_begun).await;
+        match progress.ok().map(|progress| progress.outcome.clone()) {
+            Some(outcome) => outcome.unwrap_or(Ok(())),
+            None => Err(Error::Busy("the pull of this blob ended without a word")),
+        }
+    }
+
+    /// The length of the blob, when it is known by now.
+    pub fn size_bytes(&self) -> Option<u64> {
+        self.progress.borrow().size_bytes
+    }
+
+    /// The bytes of `range`, or all when the length is not known, as they come. When the pull
+    /// fails, the stream ends with an error and the client sees a cut transfer.
+    pub fn read(
+        self: &Arc<Self>,
+        range: Option<Range<u64>>,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        let tail = Tail {
+            progress: self.progress.clone(),
+            offset: range.as_ref().map_or(0, |range| range.start),
+            end: range.map(|range| range.end),
+        };
+        stream::try_unfold(tail, |mut tail| async move {
+            Ok(tail.next().await?.map(|piece| (piece, tail)))
+        })
+    }
+}
+
+struct Tail {
+    progress: watch::Receiver<Progress>,
+    offset: u64,
+    /// Where the answer ends; `None` is the end of the blob, wherever that is.
+    end: Option<u64>,
+}
+
+impl Tail {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let (offset, end) = (self.offset, self.end);
+        let is_ready =
+            |progress: &Progress| progress.outcome.is_some() || progress.readable_to(end) > offset;
+        let (staging, piece) = {
+            let progress = self.progress.wait_for(is_ready).await.map_err(io::Error::other)?;
+            if let Some(Err(error)) = &progress.outcome {
+                return Err(io::Error::other(error.clone()));
+            }
+            let end = progress.readable_to(end).min(offset + PIECE_BYTES);
+            (progress.staging.clone(), offset..end)
+        };
+        let Some(staging) = staging.filter(|_| !piece.is_empty()) else { return Ok(None) };
+        self.offset = piece.end;
+        staging.read(piece).await.map(Some)
+    }
+}
+
+impl Progress {
+    /// Up to where an answer that ends at `end` may be sent. Its last byte is withheld until the
+    /// digest is right, even if the range lies far before what came last: else the client would
+    /// hold a complete answer of bytes that nobody has checked.
+    fn readable_to(&self, end: Option<u64>) -> u64 {
+        match (&self.outcome, end) {
+            (Some(_), end) => end.unwrap_or(self.readable_bytes).min(self.readable_bytes),
+            (None, Some(end)) => self.readable_bytes.min(end.saturating_sub(1)),
+            (None, None) => self.readable_bytes,
+        }
+    }
+}
