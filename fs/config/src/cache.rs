@@ -2,6 +2,11 @@
 
 use std::path::PathBuf;
 
+use crate::{
+    section::Section,
+    value::{absolute_path, expected, size_bytes},
+};
+
 /// `cache:`
 #[derive(Debug)]
 pub struct Cache {
@@ -18,4 +23,27 @@ pub enum CacheSize {
     Bytes(u64),
     /// `cache.size: 20%` of the filesystem that `cache.directory` is on; 1 to 100.
     Percent(u8),
+}
+
+impl Cache {
+    /// Reads `cache:`.
+    pub(crate) fn read(root: &mut Section<'_>) -> Self {
+        root.section("cache", |cache| Self {
+            directory: cache
+                .value("directory", absolute_path)
+                .unwrap_or_else(|| PathBuf::from("/var/cache/larder")),
+            size: cache.value("size", size).unwrap_or(CacheSize::Percent(20)),
+        })
+    }
+}
+
+fn size(text: &str) -> Result<CacheSize, String> {
+    let size = match text.strip_suffix('%') {
+        Some(number) => number.trim_end().parse().map(CacheSize::Percent).ok(),
+        None => size_bytes(text).map(CacheSize::Bytes).ok(),
+    };
+    match size {
+        Some(size @ (CacheSize::Percent(1..=100) | CacheSize::Bytes(1..))) => Ok(size),
+        _ => Err(expected("a size such as 50GiB, or 1% to 100%", text)),
+    }
 }

@@ -5,15 +5,28 @@
 //! its line and what to do. Nothing is silently ignored.
 
 mod cache;
+mod document;
+mod environment;
+mod findings;
 mod http;
 mod log;
 mod secret;
+mod section;
 mod storage;
+#[cfg(test)]
+mod tests;
+mod unused;
 mod upstream;
+mod value;
 
-use std::{ffi::OsString, path::Path};
+use std::{ffi::OsString, fs, path::Path};
+
+use document::Origin;
+use findings::Findings;
+use section::Section;
 
 pub use cache::{Cache, CacheSize};
+pub use findings::Mistakes;
 pub use http::{Http, Tls, TlsVersion};
 pub use log::{Formatter, Level, Log};
 pub use secret::Secret;
@@ -49,12 +62,46 @@ impl Config {
         path: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Mistakes> {
-        let _ = (path, environment);
-        unimplemented!()
+        let text = fs::read_to_string(path).map_err(|error| Mistakes::unreadable(path, error))?;
+        Self::parse(path, &text, environment)
+    }
+
+    /// Like [`Self::load`], with the content of the file.
+    fn parse(
+        path: &Path,
+        text: &str,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, Mistakes> {
+        let mut findings = Findings::default();
+        let mut document = match document::parse(text, None, &mut findings) {
+            Ok(document) => document,
+            Err(error) => {
+                let line = Origin::Line(error.marker().line());
+                findings.mistake(&line, format!("not valid YAML: {}", error.info()));
+                return Err(findings.into_mistakes(path));
+            }
+        };
+        environment::override_values(&mut document, environment);
+        let config = Section::read(String::new(), document, &mut findings, Self::read);
+        match config {
+            Some(config) if findings.has_no_mistake() => {
+                Ok(Self { notes: findings.into_notes(path), ..config })
+            }
+            _ => Err(findings.into_mistakes(path)),
+        }
+    }
+
+    /// Reads every section; the notes are still to be added.
+    fn read(root: &mut Section<'_>) -> Option<Self> {
+        root.require("version");
+        root.value("version", |version| match version {
+            "0.1" => Ok(()),
+            _ => Err(value::expected("0.1", version)),
+        });
+        let storage = Storage::read(root);
+        let (log, cache, http) = (Log::read(root), Cache::read(root), Http::read(root));
+        let upstreams = Upstreams::read(root);
+        unused::read(root);
+        Some(Self { log, storage: storage?, cache, http, upstreams, notes: Vec::new() })
     }
 }
-
-/// What is wrong with a configuration: one line each, `config.yml:12: storage.s3.buket: …`.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
-pub struct Mistakes(Vec<String>);

@@ -2,10 +2,23 @@
 
 use std::path::PathBuf;
 
-use crate::Secret;
+use crate::{
+    Secret,
+    section::Section,
+    value::{absolute_path, boolean, expected, secret, size_bytes, string, url_or_host},
+};
+
+/// Distribution's drivers, those first that work here.
+const DRIVERS: [&str; 7] = ["filesystem", "s3", "azure", "gcs", "oss", "swift", "inmemory"];
+
+/// `chunksize`: what S3 takes as a part of a multipart upload, and what Distribution sends.
+const MIN_CHUNK_BYTES: u64 = 5 << 20;
+const MAX_CHUNK_BYTES: u64 = 5 << 30;
+const DEFAULT_CHUNK_BYTES: u64 = 10 << 20;
 
 /// `storage:`: the one driver that holds the content, shared by every node.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Storage {
     /// `storage.filesystem`: a directory, local or on NFS.
     Filesystem {
@@ -43,4 +56,168 @@ pub struct S3 {
     pub storage_class: Option<String>,
     /// `chunksize`: bytes in a part of a multipart upload; 10 MiB when absent.
     pub chunk_size_bytes: u64,
+}
+
+impl Storage {
+    /// Reads `storage:`, which may also be just the name of a driver.
+    pub(crate) fn read(root: &mut Section<'_>) -> Option<Self> {
+        root.named_section("storage", |storage| {
+            read_common(storage);
+            Self::read_driver(storage)
+        })
+    }
+
+    fn read_driver(storage: &mut Section<'_>) -> Option<Self> {
+        let mut named = DRIVERS.to_vec();
+        named.retain(|driver| storage.names(driver));
+        if named.is_empty() {
+            let text = "is missing, and so is storage.s3; name one of them to keep the content in";
+            storage.mistake("filesystem", text);
+        }
+        if let [first, second, ..] = named[..] {
+            let text = format!(
+                "a second storage, beside {first}; keep one (the variable \
+                 REGISTRY_STORAGE={second} replaces what the file says)"
+            );
+            storage.mistake(second, &text);
+        }
+        let mut chosen = None;
+        for driver in named {
+            match driver {
+                "filesystem" => chosen = Some(storage.section(driver, Self::read_filesystem)),
+                "s3" => chosen = storage.section(driver, S3::read).map(Self::S3),
+                _ => storage.mistake(driver, "not supported in this version; use s3 or filesystem"),
+            }
+        }
+        chosen
+    }
+
+    fn read_filesystem(filesystem: &mut Section<'_>) -> Self {
+        filesystem.note("maxthreads", "Larder limits its threads itself");
+        let root_directory = filesystem.value("rootdirectory", absolute_path);
+        Self::Filesystem {
+            root_directory: root_directory.unwrap_or_else(|| PathBuf::from("/var/lib/registry")),
+        }
+    }
+}
+
+/// Reads what stands beside the driver.
+fn read_common(storage: &mut Section<'_>) {
+    storage.section("delete", |delete| {
+        delete.note("enabled", "a cache takes no deletes from clients");
+    });
+    storage.section("redirect", |redirect| {
+        redirect.note("disable", "Larder serves every blob itself and redirects nobody");
+    });
+    storage.section("cache", |cache| {
+        for key in ["blobdescriptor", "blobdescriptorsize", "layerinfo"] {
+            cache.note(key, "Larder's own cache, with blobs and all, is configured under `cache:`");
+        }
+    });
+    storage.section("maintenance", |maintenance| {
+        maintenance.note("uploadpurging", "a cache takes no uploads");
+        maintenance.section("readonly", |readonly| {
+            let why = "a cache has to write what it fetches; remove it";
+            readonly.refuse_when("enabled", true, why);
+        });
+    });
+    storage.section("tag", |tag| {
+        tag.note("concurrencylimit", "Larder limits its requests to the storage itself");
+    });
+}
+
+impl S3 {
+    fn read(s3: &mut Section<'_>) -> Option<Self> {
+        Self::read_what_changes_nothing(s3);
+        s3.require("bucket");
+        s3.require("region");
+        let bucket = s3.value("bucket", string);
+        let region = s3.value("region", string);
+        let endpoint = Self::read_endpoint(s3);
+        let path_style = s3.value("forcepathstyle", boolean);
+        let session_token = s3.value("sessiontoken", secret);
+        if session_token.is_some() {
+            s3.require("accesskey");
+        }
+        s3.require_both("accesskey", "secretkey");
+        let access_key = s3.value("accesskey", string);
+        let secret_key = s3.value("secretkey", secret);
+        let encrypt = s3.value("encrypt", boolean).unwrap_or(false);
+        let kms_key_id = s3.value("keyid", string);
+        if kms_key_id.is_some() && !encrypt {
+            s3.mistake("keyid", "nothing is encrypted with it without `encrypt: true`");
+        }
+        let root_directory = s3.value("rootdirectory", string).unwrap_or_default();
+        let skip_verify = s3.value("skipverify", boolean).unwrap_or(false);
+        let storage_class = s3.value("storageclass", storage_class).flatten();
+        let chunk_size_bytes = s3.value("chunksize", chunk_size).unwrap_or(DEFAULT_CHUNK_BYTES);
+        // Only now that every key was taken may a missing one end this.
+        Some(Self {
+            bucket: bucket?,
+            region: region?,
+            force_path_style: path_style.unwrap_or(endpoint.is_some()),
+            endpoint,
+            access_key: access_key.zip(secret_key),
+            session_token,
+            root_directory: root_directory.trim_matches('/').to_owned(),
+            encrypt,
+            kms_key_id,
+            skip_verify,
+            storage_class,
+            chunk_size_bytes,
+        })
+    }
+
+    fn read_endpoint(s3: &mut Section<'_>) -> Option<String> {
+        let secure = s3.value("secure", boolean);
+        let scheme = if secure == Some(false) { "http" } else { "https" };
+        let endpoint = s3.value("regionendpoint", |text| url_or_host(text, scheme));
+        let is_secure = endpoint.as_ref().is_none_or(|endpoint| endpoint.starts_with("https:"));
+        if secure.is_some_and(|secure| secure != is_secure) {
+            let why = "regionendpoint's scheme decides, and Amazon's own endpoints are https";
+            s3.add_note("secure", why);
+        }
+        endpoint
+    }
+
+    fn read_what_changes_nothing(s3: &mut Section<'_>) {
+        for key in
+            ["multipartcopychunksize", "multipartcopymaxconcurrency", "multipartcopythresholdsize"]
+        {
+            s3.note(key, "Larder copies nothing within the storage");
+        }
+        s3.note("useragent", "Larder says its own name");
+        s3.note("loglevel", "log.level holds for everything");
+        s3.refuse_when("v4auth", false, "only signature version 4 is supported; remove it");
+        for key in ["accelerate", "usedualstack", "usefipsendpoint"] {
+            let why = "not supported; remove it, and name the endpoint to use in regionendpoint";
+            s3.refuse_when(key, true, why);
+        }
+        s3.value("objectacl", |acl| match acl {
+            "private" => Ok(()),
+            _ => Err("no ACL but private is supported; use a bucket policy instead".to_owned()),
+        });
+    }
+}
+
+/// Distribution's classes; its `NONE` stands for saying nothing.
+fn storage_class(text: &str) -> Result<Option<String>, String> {
+    match &*text.to_ascii_uppercase() {
+        "NONE" => Ok(None),
+        class @ ("STANDARD"
+        | "REDUCED_REDUNDANCY"
+        | "STANDARD_IA"
+        | "ONEZONE_IA"
+        | "INTELLIGENT_TIERING"
+        | "OUTPOSTS"
+        | "GLACIER_IR") => Ok(Some(class.to_owned())),
+        _ => Err(expected("a storage class that can be read at once, such as STANDARD", text)),
+    }
+}
+
+fn chunk_size(text: &str) -> Result<u64, String> {
+    match size_bytes(text)? {
+        size @ MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES => Ok(size),
+        _ => Err(expected("a size from 5MiB to 5GiB", text)),
+    }
 }

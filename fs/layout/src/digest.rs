@@ -118,7 +118,7 @@ impl FromStr for Digest {
 }
 
 /// Content did not hash to the name it was published or served under.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("content of {size_bytes} bytes hashes to {actual}, not to {expected}")]
 pub struct Mismatch {
     /// The digest the content should have had.

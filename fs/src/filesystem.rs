@@ -1,0 +1,442 @@
+//! The filesystem: what each name is, and what may be done with it.
+//!
+//! No FUSE in here: [`crate::fuse`] decodes requests, calls this, and replies.
+
+use std::{
+    ffi::OsStr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use larder_layout::{Digest, Directory, Entry, Link, Report, Repository, StagingId};
+use lru::LruCache;
+use serde_json::json;
+
+use crate::{
+    cache::{Cache, CachedBlob},
+    error::{Error, Result},
+    fetch::Fetches,
+    ingest::{Ingest, Staged, StagedFile, Writer},
+    inodes::{Inodes, Node},
+    links::Links,
+    listing::{Listing, Listings},
+    metrics::Metrics,
+    store::{BlobMeta, Storage},
+};
+
+/// Blobs never change and directories of the contract never go.
+const IMMUTABLE: Duration = Duration::from_hours(24);
+/// A repository may appear, but seldom goes.
+const REPOSITORY: Duration = Duration::from_secs(60);
+/// What another node, or a write that we do not see, may change the next millisecond.
+const CHANGING: Duration = Duration::ZERO;
+/// How many repositories may be made with mkdir(2) before something is published in them.
+const MADE_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+
+/// The contract over a shared storage and a local cache.
+pub struct Filesystem {
+    storage: Arc<Storage>,
+    cache: Arc<Cache>,
+    fetches: Arc<Fetches>,
+    ingest: Arc<Ingest>,
+    links: Links,
+    inodes: Inodes,
+    metrics: Arc<Metrics>,
+    /// Directories that were made and have nothing in them yet: the storage has no directories.
+    made: Mutex<LruCache<Repository, ()>>,
+    config: String,
+    started: SystemTime,
+}
+
+/// What stat(2) tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// The inode's number.
+    pub number: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Its length.
+    pub size_bytes: u64,
+    /// When it was published.
+    pub modified: SystemTime,
+    /// How long the kernel may believe this, and that the name stands for this inode.
+    pub validity: Duration,
+}
+
+/// The type of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A file that can be read.
+    Published,
+    /// A file in `ingest/`, that can be written.
+    Staged,
+    /// A symbolic link.
+    Symlink,
+}
+
+/// An open file.
+pub enum Opened {
+    /// A whole blob on local disk.
+    Blob(Arc<CachedBlob>),
+    /// A file in `ingest/`, and the proof that it is open for writing, if it is.
+    Staged(Arc<StagedFile>, Option<Writer>),
+    /// A report, made up when it was opened.
+    Report(Bytes),
+    /// A directory.
+    Directory(Box<tokio::sync::Mutex<Listing>>),
+}
+
+impl Filesystem {
+    /// A filesystem over `storage` and `cache`; `config` is what `.larder/config` shows.
+    pub fn new(storage: Arc<Storage>, cache: Arc<Cache>, config: String) -> Self {
+        let metrics = Arc::new(Metrics::default());
+        let fetches = Fetches::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics));
+        let ingest = Ingest::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics));
+        Self {
+            fetches,
+            ingest: Arc::new(ingest),
+            links: Links::new(Arc::clone(&storage), Arc::clone(&cache)),
+            inodes: Inodes::default(),
+            metrics,
+            made: Mutex::new(LruCache::new(MADE_MAX)),
+            config,
+            started: SystemTime::now(),
+            storage,
+            cache,
+        }
+    }
+
+    /// Looks a name up, and makes the kernel's knowledge of it count until it is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], which nobody may remember.
+    pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
+        let entry = self.child(parent, name)?;
+        if let Entry::Directory(directory) = &entry
+            && !self.directory_exists(directory).await?
+        {
+            return Err(Error::NotFound);
+        }
+        self.lookup_entry(entry, None).await
+    }
+
+    /// Looks up an entry, whose size and age may be known from a listing. A directory is taken to
+    /// exist.
+    ///
+    /// # Errors
+    /// As [`Filesystem::lookup`].
+    pub async fn lookup_entry(&self, entry: Entry, meta: Option<BlobMeta>) -> Result<Attributes> {
+        Ok(match entry {
+            Entry::Directory(directory) => self.directory_attributes(directory),
+            Entry::Blob(digest) => {
+                let meta = match meta {
+                    Some(meta) => meta,
+                    None => self.stat_blob(&digest).await?,
+                };
+                blob_attributes(self.inodes.remember(Node::Blob(digest)), meta)
+            }
+            Entry::Link(link) => {
+                let digest = self.links.read(&link).await?;
+                let size_bytes = target_bytes(&link, &digest);
+                let number = self.inodes.remember(Node::Link(link, digest));
+                self.symlink_attributes(number, size_bytes)
+            }
+            Entry::Staged(id) => match self.ingest.get(&id).ok_or(Error::NotFound)? {
+                Staged::File(file) => self.staged_attributes(id, file)?,
+                Staged::Link(digest) => self.staged_link_attributes(id, digest),
+            },
+            Entry::Report(report) => {
+                let number = self.inodes.remember(Node::Report(report));
+                self.report_attributes(number)
+            }
+        })
+    }
+
+    /// The kernel has forgotten that it was told of an inode `lookups` times.
+    pub fn forget(&self, number: u64, lookups: u64) {
+        self.inodes.forget(number, lookups);
+    }
+
+    /// What stat(2) tells of an inode.
+    pub async fn getattr(&self, number: u64) -> Result<Attributes> {
+        match self.inodes.node(number)? {
+            Node::Directory(directory) => Ok(self.attributes_of_directory(number, &directory)),
+            Node::Blob(digest) => Ok(blob_attributes(number, self.stat_blob(&digest).await?)),
+            Node::Link(link, digest) => {
+                Ok(self.symlink_attributes(number, target_bytes(&link, &digest)))
+            }
+            Node::Staged(_) => staged_file_attributes(number, &*self.inodes.staged(number)?),
+            Node::StagedLink(_, digest) => {
+                Ok(self.symlink_attributes(number, staged_target(&digest).as_os_str().len() as u64))
+            }
+            Node::Report(_) => Ok(self.report_attributes(number)),
+        }
+    }
+
+    /// Changes the length of a staged file; other changes of attributes are for staged files only
+    /// too, and have no effect.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] for anything published.
+    pub async fn setattr(&self, number: u64, size_bytes: Option<u64>) -> Result<Attributes> {
+        let Node::Staged(_) = self.inodes.node(number)? else { return Err(Error::ReadOnly) };
+        if let Some(size_bytes) = size_bytes {
+            let staged = self.inodes.staged(number)?;
+            staged.file.set_len(size_bytes).map_err(|e| Error::disk("truncate an ingest", e))?;
+        }
+        self.getattr(number).await
+    }
+
+    /// Where a symlink points.
+    pub fn readlink(&self, number: u64) -> Result<PathBuf> {
+        match self.inodes.node(number)? {
+            Node::Link(link, digest) => Ok(link.target(&digest)),
+            Node::StagedLink(_, digest) => Ok(staged_target(&digest)),
+            Node::Directory(_) | Node::Blob(_) | Node::Staged(_) | Node::Report(_) => {
+                Err(Error::Invalid("not a symbolic link"))
+            }
+        }
+    }
+
+    /// Opens a file. A blob that is not in the local cache is fetched first.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] when anything published is to be written.
+    pub async fn open(&self, number: u64, for_writing: bool) -> Result<Opened> {
+        match self.inodes.node(number)? {
+            Node::Staged(_) => {
+                let staged = self.inodes.staged(number)?;
+                let writer = for_writing.then(|| staged.writer());
+                Ok(Opened::Staged(staged, writer))
+            }
+            Node::Directory(_) => Err(Error::IsDirectory),
+            Node::Link(..) | Node::StagedLink(..) => Err(Error::Invalid("a symbolic link")),
+            Node::Blob(_) | Node::Report(_) if for_writing => Err(Error::ReadOnly),
+            Node::Blob(digest) => Ok(Opened::Blob(self.fetches.open(&digest).await?)),
+            Node::Report(report) => Ok(Opened::Report(self.report(report))),
+        }
+    }
+
+    /// Opens a directory.
+    pub fn opendir(&self, number: u64) -> Result<Opened> {
+        let Node::Directory(directory) = self.inodes.node(number)? else {
+            return Err(Error::NotDirectory);
+        };
+        let listings =
+            Listings { storage: Arc::clone(&self.storage), ingest: Arc::clone(&self.ingest) };
+        let listing = Listing::new(listings, directory);
+        Ok(Opened::Directory(Box::new(tokio::sync::Mutex::new(listing))))
+    }
+
+    /// Creates a file in `ingest/`, open for writing.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] anywhere else.
+    pub fn create(&self, parent: u64, name: &OsStr) -> Result<(Attributes, Opened)> {
+        let Entry::Staged(id) = self.new_name(parent, name)? else { return Err(Error::ReadOnly) };
+        let staged = self.ingest.create(&id)?;
+        let writer = staged.writer();
+        let attributes = self.staged_attributes(id, Arc::clone(&staged))?;
+        Ok((attributes, Opened::Staged(staged, Some(writer))))
+    }
+
+    /// Creates a symlink in `ingest/`, to be published as a tag or a membership.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the target is no blob.
+    pub fn symlink(&self, parent: u64, name: &OsStr, target: &Path) -> Result<Attributes> {
+        let Entry::Staged(id) = self.new_name(parent, name)? else { return Err(Error::ReadOnly) };
+        let digest = Link::digest_of_target(target)
+            .ok_or(Error::Invalid("a symlink in ingest/ points to blobs/<algorithm>/<hex>"))?;
+        self.ingest.symlink(&id, digest.clone())?;
+        Ok(self.staged_link_attributes(id, digest))
+    }
+
+    /// Makes the directory of a repository. The storage has no directories, so this is a promise
+    /// of this node alone, until something is published in it.
+    pub async fn mkdir(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
+        let Entry::Directory(directory) = self.new_name(parent, name)? else {
+            return Err(Error::ReadOnly);
+        };
+        if self.directory_exists(&directory).await? {
+            return Err(Error::Exists);
+        }
+        if let Directory::Repository(repository) = &directory {
+            self.made().put(repository.clone(), ());
+        }
+        Ok(self.directory_attributes(directory))
+    }
+
+    /// Removes a name from `ingest/`.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] for anything published.
+    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let Entry::Staged(id) = self.child(parent, name)? else { return Err(Error::ReadOnly) };
+        self.release_name(&id);
+        self.ingest.remove(&id)
+    }
+
+    /// Publishes what is staged: a file as a blob, a symlink as a tag or a membership. It returns
+    /// only when every other node can read it.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when the content does not hash to the new name.
+    pub async fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr)) -> Result<()> {
+        let Entry::Staged(id) = self.child(from.0, from.1)? else { return Err(Error::ReadOnly) };
+        let staged = self.ingest.get(&id).ok_or(Error::NotFound)?;
+        match (staged, self.new_name(to.0, to.1)?) {
+            (Staged::File(file), Entry::Blob(digest)) => {
+                self.ingest.commit(&id, file, &digest).await?;
+            }
+            (Staged::Link(digest), Entry::Link(link)) => {
+                self.links.publish(&link, &digest).await?;
+                self.ingest.remove(&id)?;
+            }
+            (_, Entry::Directory(_) | Entry::Report(_) | Entry::Staged(_)) => {
+                return Err(Error::ReadOnly);
+            }
+            (Staged::File(_), Entry::Link(_)) | (Staged::Link(_), Entry::Blob(_)) => {
+                return Err(Error::Invalid("files are published as blobs, symlinks as links"));
+            }
+        }
+        self.release_name(&id);
+        Ok(())
+    }
+
+    /// The type of an entry.
+    pub fn kind(&self, entry: &Entry) -> Kind {
+        match entry {
+            Entry::Directory(_) => Kind::Directory,
+            Entry::Blob(_) | Entry::Report(_) => Kind::Published,
+            Entry::Link(_) => Kind::Symlink,
+            Entry::Staged(id) => match self.ingest.get(id) {
+                Some(Staged::Link(_)) => Kind::Symlink,
+                Some(Staged::File(_)) | None => Kind::Staged,
+            },
+        }
+    }
+
+    /// The disk that the cache is on.
+    pub fn disk(&self) -> Result<nix::sys::statvfs::Statvfs> {
+        nix::sys::statvfs::statvfs(self.cache.directory())
+            .map_err(|e| Error::disk("statvfs", e.into()))
+    }
+
+    fn child(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        let Node::Directory(directory) = self.inodes.node(parent)? else {
+            return Err(Error::NotDirectory);
+        };
+        name.to_str().and_then(|name| directory.child(name)).ok_or(Error::NotFound)
+    }
+
+    /// A name that is to be created: where the contract has no such name, none can be.
+    fn new_name(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        self.child(parent, name).map_err(|e| match e {
+            Error::NotFound => Error::ReadOnly,
+            e => e,
+        })
+    }
+
+    async fn directory_exists(&self, directory: &Directory) -> Result<bool> {
+        let Directory::Repository(repository) = directory else { return Ok(true) };
+        if self.made().contains(repository) {
+            return Ok(true);
+        }
+        Ok(!self.storage.list_repositories(Some(repository)).await?.is_empty())
+    }
+
+    async fn stat_blob(&self, digest: &Digest) -> Result<BlobMeta> {
+        match self.cache.stat(digest) {
+            Some(meta) => Ok(meta),
+            None => self.storage.stat_blob(digest).await,
+        }
+    }
+
+    fn report(&self, report: Report) -> Bytes {
+        match report {
+            Report::Config => self.config.clone().into(),
+            Report::Stats => {
+                let usage = self.cache.usage();
+                let stats = json!({
+                    "cache": {
+                        "blobs": usage.blobs,
+                        "used_bytes": usage.used_bytes,
+                        "limit_bytes": usage.limit_bytes,
+                    },
+                    "since_start": &*self.metrics,
+                });
+                format!("{stats:#}\n").into()
+            }
+        }
+    }
+
+    fn release_name(&self, id: &StagingId) {
+        self.inodes.release_name(&Node::Staged(id.clone()));
+    }
+
+    fn made(&self) -> std::sync::MutexGuard<'_, LruCache<Repository, ()>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directory_attributes(&self, directory: Directory) -> Attributes {
+        let number = self.inodes.remember(Node::Directory(directory.clone()));
+        self.attributes_of_directory(number, &directory)
+    }
+
+    fn attributes_of_directory(&self, number: u64, directory: &Directory) -> Attributes {
+        let validity = match directory {
+            Directory::Repository(_) => REPOSITORY,
+            _ => IMMUTABLE,
+        };
+        let modified = self.started;
+        Attributes { number, kind: Kind::Directory, size_bytes: 0, modified, validity }
+    }
+
+    fn symlink_attributes(&self, number: u64, size_bytes: u64) -> Attributes {
+        let modified = self.started;
+        Attributes { number, kind: Kind::Symlink, size_bytes, modified, validity: CHANGING }
+    }
+
+    fn report_attributes(&self, number: u64) -> Attributes {
+        let modified = SystemTime::now();
+        Attributes { number, kind: Kind::Published, size_bytes: 0, modified, validity: CHANGING }
+    }
+
+    fn staged_attributes(&self, id: StagingId, file: Arc<StagedFile>) -> Result<Attributes> {
+        let number = self.inodes.remember_staged(id, Arc::clone(&file));
+        staged_file_attributes(number, &file)
+    }
+
+    fn staged_link_attributes(&self, id: StagingId, digest: Digest) -> Attributes {
+        let size_bytes = staged_target(&digest).as_os_str().len() as u64;
+        let number = self.inodes.remember(Node::StagedLink(id, digest));
+        self.symlink_attributes(number, size_bytes)
+    }
+}
+
+fn blob_attributes(number: u64, meta: BlobMeta) -> Attributes {
+    let BlobMeta { size_bytes, modified } = meta;
+    Attributes { number, kind: Kind::Published, size_bytes, modified, validity: IMMUTABLE }
+}
+
+fn staged_file_attributes(number: u64, staged: &StagedFile) -> Result<Attributes> {
+    let metadata = staged.file.metadata().map_err(|e| Error::disk("stat an ingest", e))?;
+    let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+    let size_bytes = metadata.len();
+    Ok(Attributes { number, kind: Kind::Staged, size_bytes, modified, validity: CHANGING })
+}
+
+fn target_bytes(link: &Link, digest: &Digest) -> u64 {
+    link.target(digest).as_os_str().len() as u64
+}
+
+/// Where a staged symlink points, seen from `ingest/`.
+fn staged_target(digest: &Digest) -> PathBuf {
+    Path::new("..").join(Entry::Blob(digest.clone()).path())
+}

@@ -1,0 +1,75 @@
+//! Directory listings as replies.
+
+use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+
+use super::{
+    GENERATION,
+    attributes::{file_attr, file_type},
+};
+use crate::{
+    error::{Error, Result},
+    filesystem::{Filesystem, Kind, Opened},
+};
+
+/// What readdir(3) is told of an inode that has no number yet; libfuse says the same.
+const UNKNOWN_NUMBER: u64 = 0xffff_ffff;
+/// What comes before the names of a listing.
+const DOTS: [&str; 2] = [".", ".."];
+
+/// Fills a reply with the names from `offset` on, and their types.
+pub async fn list(
+    filesystem: &Filesystem,
+    opened: &Opened,
+    offset: u64,
+    reply: &mut ReplyDirectory,
+) -> Result<()> {
+    let Opened::Directory(listing) = opened else { return Err(Error::BadHandle) };
+    let mut listing = listing.lock().await;
+    for position in offset.. {
+        let (name, kind) = match (position, DOTS.get(position as usize)) {
+            (_, Some(dot)) => ((*dot).to_owned(), Kind::Directory),
+            (position, None) => match listing.at(position - DOTS.len() as u64).await? {
+                Some(listed) => (listed.name.clone(), filesystem.kind(&listed.entry)),
+                None => break,
+            },
+        };
+        if reply.add(INodeNo(UNKNOWN_NUMBER), position + 1, file_type(kind), &name) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The same with attributes, which count as a lookup of each name.
+pub async fn list_plus(
+    filesystem: &Filesystem,
+    opened: &Opened,
+    (number, offset): (u64, u64),
+    reply: &mut ReplyDirectoryPlus,
+) -> Result<()> {
+    let Opened::Directory(listing) = opened else { return Err(Error::BadHandle) };
+    let mut listing = listing.lock().await;
+    for position in offset.. {
+        let (name, attributes) = match (position, DOTS.get(position as usize)) {
+            // The kernel does not count these two.
+            (_, Some(dot)) => ((*dot).to_owned(), filesystem.getattr(number).await?),
+            (position, None) => {
+                let Some(listed) = listing.at(position - DOTS.len() as u64).await? else { break };
+                match filesystem.lookup_entry(listed.entry, listed.meta).await {
+                    Ok(attributes) => (listed.name, attributes),
+                    // It went between the listing and now.
+                    Err(Error::NotFound) => continue,
+                    Err(e) => return Err(e),
+                }
+            }
+        };
+        let attr = file_attr(&attributes);
+        if reply.add(attr.ino, position + 1, &name, &attributes.validity, &attr, GENERATION) {
+            if position >= DOTS.len() as u64 {
+                filesystem.forget(attributes.number, 1);
+            }
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Inodes: which number stands for which entry, as long as the kernel remembers it.
+//!
+//! An inode never changes what it is. A blob is immutable anyway; a tag that moves is another
+//! inode, because its target is part of its identity, so the kernel never follows an old one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use larder_layout::{Digest, Directory, Link, Report, StagingId};
+
+use crate::{
+    error::{Error, Result},
+    ingest::StagedFile,
+};
+
+/// The number of the root directory, fixed by the FUSE protocol.
+pub const ROOT: u64 = 1;
+
+/// What an inode stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// A directory.
+    Directory(Directory),
+    /// A blob.
+    Blob(Digest),
+    /// A published link and its target.
+    Link(Link, Digest),
+    /// A file in `ingest/`.
+    Staged(StagingId),
+    /// A symlink in `ingest/` and its target.
+    StagedLink(StagingId, Digest),
+    /// A report.
+    Report(Report),
+}
+
+/// The inodes that the kernel knows.
+pub struct Inodes(Mutex<Table>);
+
+struct Table {
+    by_number: HashMap<u64, Inode>,
+    by_node: HashMap<Node, u64>,
+    next: u64,
+}
+
+struct Inode {
+    node: Node,
+    staged: Option<Arc<StagedFile>>,
+    /// How often the kernel was told of it, and has not forgotten it yet.
+    lookups: u64,
+}
+
+impl Default for Inodes {
+    /// Only the root.
+    fn default() -> Self {
+        let node = Node::Directory(Directory::Root);
+        let root = Inode { node: node.clone(), staged: None, lookups: 1 };
+        Self(Mutex::new(Table {
+            by_number: HashMap::from([(ROOT, root)]),
+            by_node: HashMap::from([(node, ROOT)]),
+            next: ROOT + 1,
+        }))
+    }
+}
+
+impl Inodes {
+    /// The number of `node`, new or old, which the kernel is about to be told.
+    pub fn remember(&self, node: Node) -> u64 {
+        self.table().remember(node, None)
+    }
+
+    /// The same for a file that was just created in `ingest/`.
+    pub fn remember_staged(&self, id: StagingId, file: Arc<StagedFile>) -> u64 {
+        self.table().remember(Node::Staged(id), Some(file))
+    }
+
+    /// The kernel has forgotten `lookups` of the times it was told.
+    pub fn forget(&self, number: u64, lookups: u64) {
+        let mut table = self.table();
+        let Some(inode) = table.by_number.get_mut(&number) else { return };
+        inode.lookups = inode.lookups.saturating_sub(lookups);
+        if inode.lookups > 0 || number == ROOT {
+            return;
+        }
+        // A name in ingest/ may have been given to a newer inode.
+        if let Some(inode) = table.by_number.remove(&number)
+            && table.by_node.get(&inode.node) == Some(&number)
+        {
+            table.by_node.remove(&inode.node);
+        }
+    }
+
+    /// What a number stands for.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the kernel has forgotten it.
+    pub fn node(&self, number: u64) -> Result<Node> {
+        let table = self.table();
+        table.by_number.get(&number).map(|inode| inode.node.clone()).ok_or(Error::NotFound)
+    }
+
+    /// The file behind an inode in `ingest/`.
+    pub fn staged(&self, number: u64) -> Result<Arc<StagedFile>> {
+        let table = self.table();
+        let staged = table.by_number.get(&number).and_then(|inode| inode.staged.clone());
+        staged.ok_or(Error::NotFound)
+    }
+
+    /// Frees a name in `ingest/` for another file; the inode lives on while the kernel knows it.
+    pub fn release_name(&self, node: &Node) {
+        self.table().by_node.remove(node);
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing between two consistent states of the table can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn remember(&mut self, node: Node, staged: Option<Arc<StagedFile>>) -> u64 {
+        if let Some(&number) = self.by_node.get(&node)
+            && let Some(inode) = self.by_number.get_mut(&number)
+        {
+            inode.lookups += 1;
+            return number;
+        }
+        let number = self.next;
+        self.next += 1;
+        self.by_node.insert(node.clone(), number);
+        self.by_number.insert(number, Inode { node, staged, lookups: 1 });
+        number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_layout::Algorithm;
+
+    use super::*;
+
+    #[test]
+    fn a_number_lives_as_long_as_the_kernel_knows_it() {
+        let inodes = Inodes::default();
+        let node = Node::Blob(Digest::of(Algorithm::Sha256, b""));
+        let number = inodes.remember(node.clone());
+        assert_eq!(inodes.remember(node.clone()), number);
+        inodes.forget(number, 1);
+        assert_eq!(inodes.node(number).unwrap(), node);
+        inodes.forget(number, 1);
+        assert!(matches!(inodes.node(number), Err(Error::NotFound)));
+        assert_ne!(inodes.remember(node), number, "a number is never used again");
+    }
+
+    #[test]
+    fn a_name_in_ingest_can_be_used_again_while_its_old_file_is_open() {
+        let inodes = Inodes::default();
+        let node = Node::Staged("x".parse().unwrap());
+        let old = inodes.remember(node.clone());
+        inodes.release_name(&node);
+        let new = inodes.remember(node.clone());
+        assert_ne!(old, new);
+        inodes.forget(old, 1);
+        assert_eq!(inodes.remember(node), new);
+    }
+}

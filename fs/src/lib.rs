@@ -1,0 +1,16 @@
+//! `larder-fs`: the shared storage as a local, content-addressed directory.
+//!
+//! A request goes from [`fuse`] (decode, reply) to [`filesystem`] (what each name is) and from
+//! there to [`cache`], [`fetch`], [`ingest`] or [`links`], all over [`store`].
+
+pub mod cache;
+pub mod error;
+pub mod fetch;
+pub mod filesystem;
+pub mod fuse;
+pub mod ingest;
+pub mod inodes;
+pub mod links;
+pub mod listing;
+pub mod metrics;
+pub mod store;

@@ -1,0 +1,298 @@
+//! The shared storage: blobs and links as objects, in Distribution's layout.
+//!
+//! The only place that names `object_store`. Each system's peculiarities are in a file of its own.
+
+mod directory;
+mod keys;
+mod s3;
+
+use std::{
+    num::NonZeroUsize,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use futures_util::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
+use larder_config::Storage as Config;
+use larder_layout::{Algorithm, Digest, Link, Membership, Repository};
+use lru::LruCache;
+use object_store::{
+    Attributes, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions,
+    PutPayload, WriteMultipart, path::Path,
+};
+
+use self::keys::Keys;
+use crate::error::{Error, Result};
+
+/// How much of a blob is asked for, or sent, in one request. A quarter of a second at 256 Mbit/s:
+/// long enough to fill a connection across an ocean, short enough to be tried again.
+pub const PART_BYTES: u64 = 8 << 20;
+/// The most parts that S3 accepts in one upload is 10,000.
+const PARTS_MAX: u64 = 9_000;
+/// How many damaged blobs are remembered.
+const DAMAGED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
+/// A link holds `<algorithm>:<hex>`: at most 135 bytes. More is not a link.
+const LINK_MAX_BYTES: u64 = 256;
+
+/// The storage that all nodes share.
+pub struct Storage {
+    objects: Arc<dyn ObjectStore>,
+    keys: Keys,
+    part_bytes: u64,
+    /// Sent with every object.
+    attributes: Attributes,
+    /// Blobs that did not hash to their name when they were read.
+    damaged: Mutex<LruCache<Digest, ()>>,
+}
+
+/// What is known of a blob in the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobMeta {
+    /// The length of its content.
+    pub size_bytes: u64,
+    /// When it was published.
+    pub modified: SystemTime,
+}
+
+impl From<&ObjectMeta> for BlobMeta {
+    fn from(meta: &ObjectMeta) -> Self {
+        Self { size_bytes: meta.size, modified: meta.last_modified.into() }
+    }
+}
+
+impl Storage {
+    /// The storage of a `storage:` section. Nothing is sent to a server yet.
+    ///
+    /// # Errors
+    /// A sentence that names the key to look at.
+    pub fn open(config: &Config) -> Result<Self, String> {
+        match config {
+            Config::Filesystem { root_directory } => {
+                Ok(Self::new(Arc::new(directory::Directory::open(root_directory)?), "", PART_BYTES))
+            }
+            Config::S3(config) => {
+                let objects = Arc::new(s3::open(config)?);
+                let storage = Self::new(objects, &config.root_directory, config.chunk_size_bytes);
+                Ok(Self { attributes: s3::attributes(config), ..storage })
+            }
+        }
+    }
+
+    /// A storage over any object store, with all keys below `root_directory`, and uploads in
+    /// parts of `part_bytes`.
+    pub fn new(objects: Arc<dyn ObjectStore>, root_directory: &str, part_bytes: u64) -> Self {
+        Self {
+            objects,
+            keys: Keys::new(root_directory),
+            part_bytes,
+            attributes: Attributes::new(),
+            damaged: Mutex::new(LruCache::new(DAMAGED_MAX)),
+        }
+    }
+
+    /// Size and age of a blob.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when no node has published it, or what is there is damaged.
+    pub async fn stat_blob(&self, digest: &Digest) -> Result<BlobMeta> {
+        if self.is_damaged(digest) {
+            return Err(Error::NotFound);
+        }
+        let key = self.keys.blob(digest);
+        let meta = self.objects.head(&key).await;
+        meta.map(|meta| BlobMeta::from(&meta)).map_err(|e| Error::storage(format!("stat {key}"), e))
+    }
+
+    /// A range of a blob's content, unverified.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the blob is gone.
+    pub async fn read_blob(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
+        let key = self.keys.blob(digest);
+        let content = self.objects.get_range(&key, range).await;
+        content.map_err(|e| Error::storage(format!("read {key}"), e))
+    }
+
+    /// Publishes a blob that was verified before, in one request.
+    pub async fn put_blob(&self, digest: &Digest, content: Bytes) -> Result<()> {
+        self.put(self.keys.blob(digest), content.into()).await
+    }
+
+    /// Begins a large blob of `size_bytes`, to be sent in parts. Nothing of it is visible before
+    /// [`Upload::complete`].
+    pub async fn upload_blob(&self, digest: &Digest, size_bytes: u64) -> Result<Upload> {
+        let key = self.keys.blob(digest);
+        let options =
+            PutMultipartOptions { attributes: self.attributes.clone(), ..Default::default() };
+        let upload = self.objects.put_multipart_opts(&key, options).await;
+        let upload = upload.map_err(|e| Error::storage(format!("begin upload of {key}"), e))?;
+        let part_bytes = self.part_bytes.max(size_bytes.div_ceil(PARTS_MAX));
+        let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
+        Ok(Upload { parts: WriteMultipart::new_with_chunk_size(upload, part_bytes), key })
+    }
+
+    /// Remembers that what is stored under `digest` does not hash to it.
+    pub fn mark_damaged(&self, digest: &Digest) {
+        self.damaged().put(digest.clone(), ());
+    }
+
+    /// Removes a blob if it was found to be damaged, so that a sound copy can take its place: a
+    /// directory does not replace a blob that exists.
+    pub async fn remove_if_damaged(&self, digest: &Digest) -> Result<()> {
+        if !self.is_damaged(digest) {
+            return Ok(());
+        }
+        let key = self.keys.blob(digest);
+        match self.objects.delete(&key).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(e) => return Err(Error::storage(format!("remove {key}"), e)),
+        }
+        self.damaged().pop(digest);
+        Ok(())
+    }
+
+    fn is_damaged(&self, digest: &Digest) -> bool {
+        self.damaged().contains(digest)
+    }
+
+    fn damaged(&self) -> MutexGuard<'_, LruCache<Digest, ()>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digest that a link names.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such link.
+    pub async fn read_link(&self, link: &Link) -> Result<Digest> {
+        let key = self.keys.link(link);
+        let content = self.objects.get_range(&key, 0..LINK_MAX_BYTES).await;
+        let content = content.map_err(|e| Error::storage(format!("read {key}"), e))?;
+        let text = std::str::from_utf8(&content).unwrap_or_default();
+        text.trim_end().parse().map_err(|source| {
+            let source = object_store::Error::Generic { store: "link", source: Box::new(source) };
+            Error::storage(format!("read {key}"), source)
+        })
+    }
+
+    /// Publishes a link, the way Distribution does.
+    pub async fn put_link(&self, link: &Link, digest: &Digest) -> Result<()> {
+        if let Link::Tag(repository, tag) = link {
+            let history = self.keys.tag_history(repository, tag, digest);
+            self.put(history, digest.to_string().into()).await?;
+        }
+        self.put(self.keys.link(link), digest.to_string().into()).await
+    }
+
+    async fn put(&self, key: Path, content: PutPayload) -> Result<()> {
+        let options = PutOptions { attributes: self.attributes.clone(), ..Default::default() };
+        let put = self.objects.put_opts(&key, content, options).await;
+        put.map(drop).map_err(|e| Error::storage(format!("write {key}"), e))
+    }
+
+    /// Every blob of an algorithm, page by page.
+    pub fn list_blobs(
+        &self,
+        algorithm: Algorithm,
+    ) -> BoxStream<'static, Result<(Digest, BlobMeta)>> {
+        let prefix = self.keys.blobs(algorithm);
+        let objects = self.objects.list(Some(&prefix));
+        let blobs = objects.filter_map(move |object| {
+            let blob = match object {
+                Ok(meta) => blob_of_key(algorithm, &meta).map(Ok),
+                Err(e) => Some(Err(Error::storage(format!("list {prefix}"), e))),
+            };
+            std::future::ready(blob)
+        });
+        blobs.boxed()
+    }
+
+    /// The components below `repositories/`, or below one: repositories, first components of
+    /// their names, and Distribution's own directories, which begin with `_`.
+    pub async fn list_repositories(&self, repository: Option<&Repository>) -> Result<Vec<String>> {
+        self.list_names(self.keys.repositories(repository)).await
+    }
+
+    /// The tags of a repository.
+    pub async fn list_tags(&self, repository: &Repository) -> Result<Vec<String>> {
+        self.list_names(self.keys.tags(repository)).await
+    }
+
+    /// The hex digits of a repository's manifests or layers.
+    pub async fn list_members(
+        &self,
+        repository: &Repository,
+        membership: Membership,
+        algorithm: Algorithm,
+    ) -> Result<Vec<String>> {
+        self.list_names(self.keys.members(repository, membership, algorithm)).await
+    }
+
+    async fn list_names(&self, prefix: Path) -> Result<Vec<String>> {
+        let list = self.objects.list_with_delimiter(Some(&prefix)).await;
+        let list = list.map_err(|e| Error::storage(format!("list {prefix}"), e))?;
+        let names = list.common_prefixes.iter().filter_map(|path| path.filename());
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// One blob's content from the first to the last byte, in parts that are fetched ahead.
+    pub fn stream_blob(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size_bytes: u64,
+        connections: usize,
+    ) -> BoxStream<'static, Result<Bytes>> {
+        let starts = (0..size_bytes).step_by(PART_BYTES as usize);
+        let (storage, digest) = (Arc::clone(self), digest.clone());
+        let parts = stream::iter(starts).map(move |start| {
+            let (storage, digest) = (Arc::clone(&storage), digest.clone());
+            let range = start..(start + PART_BYTES).min(size_bytes);
+            async move { storage.read_blob(&digest, range).await }
+        });
+        parts.buffered(connections).into_stream().boxed()
+    }
+}
+
+/// A large blob on its way into the storage.
+pub struct Upload {
+    parts: WriteMultipart,
+    key: Path,
+}
+
+impl Upload {
+    /// Sends the next piece of the content, once fewer than `connections` parts are on their way.
+    pub async fn write(&mut self, content: Bytes, connections: usize) -> Result<()> {
+        let capacity = self.parts.wait_for_capacity(connections).await;
+        capacity.map_err(|e| Error::storage(format!("upload {}", self.key), e))?;
+        self.parts.put(content);
+        Ok(())
+    }
+
+    /// Makes the blob visible, durably.
+    pub async fn complete(self) -> Result<()> {
+        let key = self.key;
+        let finish = self.parts.finish().await;
+        finish.map(drop).map_err(|e| Error::storage(format!("complete upload of {key}"), e))
+    }
+
+    /// Takes back what was sent.
+    pub async fn abort(self) -> Result<()> {
+        let key = self.key;
+        let abort = self.parts.abort().await;
+        abort.map_err(|e| Error::storage(format!("abort upload of {key}"), e))
+    }
+}
+
+/// The blob that `…/<first two hex>/<hex>/data` holds; other objects are none of ours.
+fn blob_of_key(algorithm: Algorithm, meta: &ObjectMeta) -> Option<(Digest, BlobMeta)> {
+    let mut parts: Vec<_> = meta.location.parts().collect();
+    if parts.pop()?.as_ref() != "data" {
+        return None;
+    }
+    let digest = Digest::new(algorithm, parts.pop()?.as_ref()).ok()?;
+    Some((digest, BlobMeta::from(meta)))
+}

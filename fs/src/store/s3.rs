@@ -1,0 +1,80 @@
+//! Amazon S3, and the servers that speak its protocol.
+
+use std::time::Duration;
+
+use larder_config::S3;
+use object_store::{
+    Attribute, Attributes, ClientOptions, RetryConfig,
+    aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
+};
+
+/// How long one request may take from its first byte to its last: a part of 8 MiB on a slow line.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The library's own default is ten attempts in three minutes, in which a client gives up.
+const RETRIES_MAX: usize = 3;
+const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The store of a `storage.s3` section.
+///
+/// # Errors
+/// A sentence that names the key to look at.
+pub fn open(config: &S3) -> Result<AmazonS3, String> {
+    let client = ClientOptions::new()
+        .with_timeout(REQUEST_TIMEOUT)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_allow_http(config.endpoint.as_ref().is_some_and(|url| url.starts_with("http://")))
+        .with_allow_invalid_certificates(config.skip_verify);
+    let retry = RetryConfig {
+        max_retries: RETRIES_MAX,
+        retry_timeout: RETRY_TIMEOUT,
+        ..RetryConfig::default()
+    };
+
+    // from_env: without keys in the file, the usual variables and instance sources hold them.
+    let mut builder = match &config.access_key {
+        Some((id, secret)) => {
+            AmazonS3Builder::new().with_access_key_id(id).with_secret_access_key(secret.expose())
+        }
+        None => AmazonS3Builder::from_env(),
+    };
+    builder = builder
+        .with_bucket_name(&config.bucket)
+        .with_region(&config.region)
+        .with_virtual_hosted_style_request(!config.force_path_style)
+        .with_client_options(client)
+        .with_retry(retry);
+    if let Some(token) = &config.session_token {
+        builder = builder.with_token(token.expose());
+    }
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_endpoint(endpoint_of_bucket(endpoint, config));
+    }
+    if let Some(key) = &config.kms_key_id {
+        builder = builder.with_sse_kms_encryption(key);
+    } else if config.encrypt {
+        builder = builder.with_config(server_side_encryption()?, "AES256");
+    }
+    builder.build().map_err(|e| format!("storage.s3: {e}"))
+}
+
+/// What is sent with every object.
+pub fn attributes(config: &S3) -> Attributes {
+    let class = config.storage_class.clone();
+    class.into_iter().map(|class| (Attribute::StorageClass, class)).collect()
+}
+
+/// The library builds this key from its name only.
+fn server_side_encryption() -> Result<AmazonS3ConfigKey, String> {
+    "aws_server_side_encryption".parse().map_err(|e| format!("storage.s3.encrypt: {e}"))
+}
+
+/// In virtual-hosted style the library takes the endpoint with the bucket in its host name.
+fn endpoint_of_bucket(endpoint: &str, config: &S3) -> String {
+    match endpoint.split_once("://") {
+        Some((scheme, host)) if !config.force_path_style => {
+            format!("{scheme}://{}.{host}", config.bucket)
+        }
+        _ => endpoint.to_owned(),
+    }
+}
