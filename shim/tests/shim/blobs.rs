@@ -86,8 +86,16 @@ async fn a_wrong_byte_reaches_no_client_as_a_whole_and_heals() {
             let ranges = ["bytes=0-", "bytes=0-0", "bytes=100-199", "bytes=-5"];
             let answers = join_all(ranges.map(async |range| {
                 let answer = shim.ask(Method::GET, &path, &[("range", range)]).await;
-                let is_refused = !answer.status().is_success();
-                is_refused || answer.bytes().await.is_err()
+                if !answer.status().is_success() {
+                    return true;
+                }
+                // Not even all the bytes may come: a client of HTTP/1.0 sees no other end.
+                let mut body = answer.bytes_stream();
+                let mut received_bytes = 0;
+                while let Some(Ok(chunk)) = body.next().await {
+                    received_bytes += chunk.len();
+                }
+                received_bytes < size_bytes
             }));
             assert_eq!(answers.await, [true; 4], "of {size_bytes} bytes, {position} is wrong");
             assert_eq!(shim.list("blobs/sha256"), Vec::<String>::new());

@@ -216,7 +216,9 @@ pub fn noise(size_bytes: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut content = Vec::with_capacity(size_bytes + 8);
     while content.len() < size_bytes {
-        (state ^= state << 13, state ^= state >> 7, state ^= state << 17);
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
         content.extend_from_slice(&state.to_le_bytes());
     }
     content.truncate(size_bytes);
