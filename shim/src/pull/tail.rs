@@ -10,7 +10,7 @@ use super::{Progress, Pull};
 use crate::{body::PIECE_BYTES, error::Error};
 
 impl Pull {
-    /// Waits until the bytes begin to come, or all of them when there are none: an empty answer
+    /// Waits until the bytes begin to come, or all of them when there may be none: an empty answer
     /// is complete with its headers, and must not go out before its digest is known to be right.
     ///
     /// # Errors
@@ -18,7 +18,7 @@ impl Pull {
     pub(super) async fn begun(&self) -> Result<(), Error> {
         let mut progress = self.progress.clone();
         let is_begun = |progress: &Progress| match (&progress.outcome, &progress.staging) {
-            (None, Some(_)) => progress.size_bytes != Some(0),
+            (None, Some(_)) => progress.size_bytes.unwrap_or(progress.readable_bytes) > 0,
             (outcome, _) => outcome.is_some(),
         };
         let progress = progress.wait_for(is_begun).await;

@@ -86,6 +86,22 @@ async fn a_head_costs_no_get_and_its_tag_is_kept_once_the_manifest_is() {
     assert_eq!(shim.get("a/manifests/1.0").await.bytes().await.unwrap(), content);
 }
 
+/// Guarantee 4, for tags: the same, when the two requests go to two nodes.
+#[tokio::test]
+async fn a_tag_is_kept_when_another_node_gets_the_manifest() {
+    let upstream = Upstream::start().await;
+    let content = manifest("x");
+    let digest = upstream.add_manifest("a", "1.0", &content);
+    let one = Shim::start(&upstream).await;
+    let other = Shim::over(Arc::clone(&one.root), Some(upstreams(&[upstream.url()]))).await;
+
+    one.head("a/manifests/1.0").await;
+    other.get(&format!("a/manifests/{digest}")).await;
+    one.has("repositories/a/_tags/1.0").await;
+    assert_eq!(one.target("repositories/a/_tags/1.0"), digest.hex());
+    assert_eq!(upstream.seen(&Method::GET, "").len(), 1);
+}
+
 #[tokio::test]
 async fn many_cold_requests_for_a_manifest_are_one_upstream_get() {
     let upstream = Upstream::start().await;
