@@ -99,6 +99,10 @@ fn serve(filesystem: Filesystem, mountpoint: &Path, allow_other: bool) -> io::Re
         let _ = send_end.send(session.run());
     })?;
     tracing::info!(mountpoint = %mountpoint.display(), "mounted");
+    // For systemd's Type=notify; without systemd this does nothing.
+    if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!("cannot tell systemd that the mount is ready: {e}");
+    }
 
     let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

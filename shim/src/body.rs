@@ -34,3 +34,21 @@ fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> + Send {
         (!piece.is_empty()).then_some(piece)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guarantee 1: bytes served under a digest hash to it, or the transfer ends in an error.
+    #[tokio::test]
+    async fn a_file_that_is_shorter_than_it_was_ends_in_an_error() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(PIECE_BYTES + 10).unwrap();
+        let read = |end| read(Calls::new("test"), Arc::clone(&file), 5..end).collect::<Vec<_>>();
+
+        let pieces = read(PIECE_BYTES + 10).await;
+        let sizes: Vec<_> = pieces.into_iter().map(|piece| piece.unwrap().len() as u64).collect();
+        assert_eq!(sizes, [PIECE_BYTES, 5]);
+        assert!(read(PIECE_BYTES + 11).await.last().unwrap().is_err());
+    }
+}

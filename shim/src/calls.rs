@@ -83,8 +83,7 @@ impl Calls {
     ///
     /// # Errors
     /// The storage is in trouble.
-    pub async fn write(&self, file: &Arc<File>, offset: u64, piece: Bytes) -> io::Result<()> {
-        let file = Arc::clone(file);
+    pub async fn write(&self, file: Arc<File>, offset: u64, piece: Bytes) -> io::Result<()> {
         self.run(PIECE_DEADLINE, move || file.write_all_at(&piece, offset)).await
     }
 }

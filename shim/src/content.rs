@@ -26,6 +26,8 @@ use crate::calls::{Calls, PIECE_DEADLINE};
 
 /// The deadline of a call that moves no content.
 const NAME_DEADLINE: Duration = Duration::from_secs(10);
+/// The deadline of opening a blob, which a mount first fetches whole from the shared storage.
+const OPEN_DEADLINE: Duration = Duration::from_secs(120);
 /// How slowly the storage may take a blob in before it counts as hanging.
 const PUBLISH_MIN_BYTES_PER_SECOND: u64 = 1 << 20;
 /// How long names are not asked for after a call ran into its deadline: without this pause every
@@ -62,9 +64,22 @@ pub struct Blob {
 
 /// A file in `ingest/` that is not published yet.
 pub struct Staged {
-    /// Open for reading and writing.
+    /// Open for reading.
     pub file: Arc<File>,
+    /// Open for writing, until it is published: what others can still write to is not kept in the
+    /// mount's local cache.
+    writer: Mutex<Option<Arc<File>>>,
     id: StagingId,
+}
+
+impl Staged {
+    /// The file, open for writing.
+    ///
+    /// # Errors
+    /// It is being published.
+    pub fn writer(&self) -> io::Result<Arc<File>> {
+        lock(&self.writer).clone().ok_or_else(|| io::ErrorKind::PermissionDenied.into())
+    }
 }
 
 impl Content {
@@ -114,7 +129,7 @@ impl Content {
     /// The storage is in trouble.
     pub async fn open(&self, digest: &Digest) -> io::Result<Option<Blob>> {
         let entry = Entry::Blob(digest.clone());
-        let opened = self.call(NAME_DEADLINE, move |root| {
+        let opened = self.call(OPEN_DEADLINE, move |root| {
             let file = File::open(root.join(entry.path()))?;
             let size_bytes = file.metadata()?.len();
             Ok(Blob { file: Arc::new(file), size_bytes })
@@ -128,7 +143,7 @@ impl Content {
     /// The storage is in trouble, or the blob is larger.
     pub async fn read_all(&self, digest: &Digest, max_bytes: u64) -> io::Result<Option<Bytes>> {
         let entry = Entry::Blob(digest.clone());
-        let read = self.call(PIECE_DEADLINE, move |root| {
+        let read = self.call(OPEN_DEADLINE, move |root| {
             let file = File::open(root.join(entry.path()))?;
             let mut content = Vec::new();
             file.take(max_bytes + 1).read_to_end(&mut content)?;
@@ -194,13 +209,10 @@ impl Content {
     pub async fn stage(&self) -> io::Result<Staged> {
         let id = self.shared.staging_id()?;
         self.call(NAME_DEADLINE, move |root| {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .mode(0o444)
-                .open(root.join(Entry::Staged(id.clone()).path()))?;
-            Ok(Staged { file: Arc::new(file), id })
+            let path = root.join(Entry::Staged(id.clone()).path());
+            let writer = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path)?;
+            let file = Arc::new(File::open(path)?);
+            Ok(Staged { file, writer: Mutex::new(Some(Arc::new(writer))), id })
         })
         .await
     }
@@ -216,13 +228,14 @@ impl Content {
         size_bytes: u64,
         digest: &Digest,
     ) -> io::Result<()> {
-        let file = Arc::clone(&staged.file);
+        let writer = lock(&staged.writer).take().and_then(Arc::into_inner);
         let from = Entry::Staged(staged.id.clone()).path();
         let to = Entry::Blob(digest.clone()).path();
         let deadline =
             PIECE_DEADLINE + Duration::from_secs(size_bytes / PUBLISH_MIN_BYTES_PER_SECOND);
         let published = self.call(deadline, move |root| {
-            file.sync_all()?;
+            // Nobody else has it: every write has been waited for, unless one hangs.
+            writer.ok_or(io::ErrorKind::ResourceBusy)?.sync_all()?;
             rename(&root.join(from), &root.join(to))
         });
         let published = published.await;
@@ -248,7 +261,8 @@ impl Content {
     pub async fn publish_all(&self, content: Bytes, digest: &Digest) -> io::Result<()> {
         let staged = self.stage().await?;
         let size_bytes = content.len() as u64;
-        if let Err(error) = self.calls().write(&staged.file, 0, content).await {
+        let writer = staged.writer()?;
+        if let Err(error) = self.calls().write(writer, 0, content).await {
             self.discard(&staged).await;
             return Err(error);
         }
@@ -265,9 +279,13 @@ impl Content {
         self.call(PIECE_DEADLINE, move |root| {
             let path = root.join(Entry::Link(link).path());
             let staged = root.join(Entry::Staged(id).path());
-            fs::create_dir_all(parent(&path)?)?;
+            // First of all, so that nothing is made in the place of a mount that is gone.
             symlink(target, &staged)?;
-            rename(&staged, &path).inspect_err(|_| {
+            let publish = || {
+                fs::create_dir_all(parent(&path)?)?;
+                rename(&staged, &path)
+            };
+            publish().inspect_err(|_| {
                 // What stays is swept one day; the first error is the one to tell.
                 let _ = fs::remove_file(&staged);
             })

@@ -1,11 +1,12 @@
 //! `/v2/<name>/manifests/<reference>`
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{body::Body, http::HeaderValue, response::Response};
 use bytes::Bytes;
 use larder_layout::{Algorithm, Digest, Link, Membership, Reference, Repository, Tag, Verifier};
 use serde::{Deserialize, de::IgnoredAny};
+use tokio::time::sleep;
 
 use crate::{
     answer::{Conditions, Representation, Source},
@@ -16,6 +17,9 @@ use crate::{
 };
 
 const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+/// When a tag is looked after whose manifest was not cached: clients ask for it at once, if at all.
+const FOLLOW_PAUSES_S: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
 /// A manifest, byte for byte as it came.
 #[derive(Clone, Debug)]
@@ -169,9 +173,9 @@ async fn revalidate(
             if let Some(digest) = &head.digest {
                 // Noted before the look, so that a fetch that ends in between sees it.
                 through.sightings.note(repository, tag, digest);
-                let memberships = [Membership::Manifest];
-                if content.is_member(repository, &memberships, digest).await.unwrap_or(false) {
-                    link_tags(&content, &through, repository, digest).await;
+                if !link_if_cached(&content, &through, repository, digest).await {
+                    let (repository, digest) = (repository.clone(), digest.clone());
+                    tokio::spawn(follow(content, through, repository, digest));
                 }
             }
             Ok(head)
@@ -239,6 +243,38 @@ async fn keep(content: &Content, repository: &Repository, manifest: &Manifest) -
     content.publish_all(bytes.clone(), digest).await?;
     let link = Link::Member(repository.clone(), Membership::Manifest, digest.clone());
     content.publish_link(link, digest).await
+}
+
+/// Links the tags that name a manifest as soon as it is cached: behind a balancer the client's next
+/// request, which asks for the manifest by its digest, may go to another node.
+async fn follow(
+    content: Content,
+    through: Arc<PullThrough>,
+    repository: Repository,
+    digest: Digest,
+) {
+    for pause_s in FOLLOW_PAUSES_S {
+        sleep(Duration::from_secs(pause_s)).await;
+        let is_linked = !through.sightings.contains(&repository, &digest);
+        if is_linked || link_if_cached(&content, &through, &repository, &digest).await {
+            return;
+        }
+    }
+}
+
+/// Links the tags that name a manifest, if it is cached. Tells whether it is.
+async fn link_if_cached(
+    content: &Content,
+    through: &PullThrough,
+    repository: &Repository,
+    digest: &Digest,
+) -> bool {
+    let memberships = [Membership::Manifest];
+    let is_cached = content.is_member(repository, &memberships, digest).await.unwrap_or(false);
+    if is_cached {
+        link_tags(content, through, repository, digest).await;
+    }
+    is_cached
 }
 
 /// Makes the tags that were seen to name a manifest name it in the directory too.

@@ -28,6 +28,12 @@ impl Sightings {
         seen.insert((repository.clone(), tag.clone()), digest.clone());
     }
 
+    /// Whether a tag was seen to name this manifest, and has not been linked yet.
+    pub fn contains(&self, repository: &Repository, digest: &Digest) -> bool {
+        let seen = self.lock();
+        seen.iter().any(|((name, _), named)| name == repository && named == digest)
+    }
+
     /// The tags that named this manifest when they were last seen. They are forgotten.
     pub fn take(&self, repository: &Repository, digest: &Digest) -> Vec<Tag> {
         let mut seen = self.lock();

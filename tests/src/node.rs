@@ -252,12 +252,11 @@ fn access(line: &Value) -> Option<Access> {
     if line["target"] != "access" {
         return None;
     }
-    let fields = &line["fields"];
-    let text = |name: &str| Some(fields[name].as_str()?.to_owned());
+    let text = |name: &str| Some(line[name].as_str()?.to_owned());
     Some(Access {
         method: text("method")?,
         path: text("path")?.split('?').next()?.to_owned(),
-        status: fields["status"].as_u64()?,
-        bytes: fields["bytes"].as_u64()?,
+        status: line["status"].as_u64()?,
+        bytes: line["bytes"].as_u64()?,
     })
 }

@@ -75,7 +75,11 @@ impl Staging {
     }
 
     pub(super) async fn write(&self, offset: u64, piece: Bytes) -> io::Result<()> {
-        self.calls.write(&self.file, offset, piece).await
+        let file = match &self.fate {
+            Fate::Publish(staged) => staged.writer()?,
+            Fate::Published | Fate::Vanish => Arc::clone(&self.file),
+        };
+        self.calls.write(file, offset, piece).await
     }
 
     pub(super) async fn read(&self, range: Range<u64>) -> io::Result<Bytes> {

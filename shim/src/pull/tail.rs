@@ -10,7 +10,7 @@ use super::{Progress, Pull};
 use crate::{body::PIECE_BYTES, error::Error};
 
 impl Pull {
-    /// Waits until the bytes begin to come, or all of them when there are none: an empty answer
+    /// Waits until the bytes begin to come, or all of them when there may be none: an empty answer
     /// is complete with its headers, and must not go out before its digest is known to be right.
     ///
     /// # Errors
@@ -18,7 +18,7 @@ impl Pull {
     pub(super) async fn begun(&self) -> Result<(), Error> {
         let mut progress = self.progress.clone();
         let is_begun = |progress: &Progress| match (&progress.outcome, &progress.staging) {
-            (None, Some(_)) => progress.size_bytes != Some(0),
+            (None, Some(_)) => progress.size_bytes.unwrap_or(progress.readable_bytes) > 0,
             (outcome, _) => outcome.is_some(),
         };
         let progress = progress.wait_for(is_begun).await;
@@ -86,5 +86,44 @@ impl Progress {
             (None, Some(end)) => self.readable_bytes.min(end.saturating_sub(1)),
             (None, None) => self.readable_bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::pull::Staging;
+
+    #[test]
+    fn the_last_byte_of_every_answer_waits_for_the_digest() {
+        let mut progress = Progress { readable_bytes: 100, ..Progress::default() };
+        assert_eq!(progress.readable_to(None), 100);
+        assert_eq!(progress.readable_to(Some(200)), 100);
+        assert_eq!(progress.readable_to(Some(100)), 99);
+        assert_eq!(progress.readable_to(Some(10)), 9);
+        assert_eq!(progress.readable_to(Some(0)), 0);
+        progress.outcome = Some(Ok(()));
+        assert_eq!(progress.readable_to(None), 100);
+        assert_eq!(progress.readable_to(Some(10)), 10);
+    }
+
+    /// An empty answer is complete with its headers.
+    #[tokio::test]
+    async fn an_empty_blob_begins_only_when_it_is_checked() {
+        let (sender, receiver) = watch::channel(Progress::default());
+        let digest = larder_layout::Digest::of(larder_layout::Algorithm::Sha256, b"not empty");
+        let pull = Pull { digest, origin: "a".parse().unwrap(), progress: receiver };
+        let content = crate::content::Content::new(std::path::Path::new("/nowhere"));
+        let temporary = crate::calls::Calls::new("test");
+        let staging = Arc::new(Staging::create(&content, &temporary).await.unwrap());
+        sender.send_modify(|progress| {
+            progress.staging = Some(staging);
+            progress.size_bytes = Some(0);
+        });
+        assert!(pull.begun().now_or_never().is_none());
+        sender.send_modify(|progress| progress.outcome = Some(Err(Error::Busy("test"))));
+        assert!(pull.begun().await.is_err());
     }
 }

@@ -1,0 +1,9 @@
+//! The shim over a plain directory, with a scripted upstream and real HTTP on both sides.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod blobs;
+mod credentials;
+mod manifests;
+mod requests;
+mod support;

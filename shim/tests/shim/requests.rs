@@ -1,0 +1,178 @@
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    http::{Method, StatusCode},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::*;
+
+async fn code(answer: reqwest::Response) -> String {
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    body["errors"][0]["code"].as_str().unwrap().to_owned()
+}
+
+/// Sends bytes as they are and gives what comes back until the end.
+async fn raw(shim: &Shim, request: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(&shim.address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    // A reset behind the answer is an end too.
+    let _ = read;
+    answer
+}
+
+#[tokio::test]
+async fn every_answer_tells_the_version_and_the_configured_headers() {
+    let shim = Shim::over(Arc::new(TempDir::new().unwrap()), None).await;
+    let base = shim.get("").await;
+    assert_eq!(base.status(), StatusCode::OK);
+    let health = reqwest::get(format!("http://{}/healthz", shim.address)).await.unwrap();
+    assert_eq!(health.status(), StatusCode::OK);
+    let unknown = shim.get("a/manifests/latest").await;
+    assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
+    for answer in [base, health, unknown] {
+        assert_eq!(answer.headers()["docker-distribution-api-version"], "registry/2.0");
+        assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+    }
+}
+
+#[tokio::test]
+async fn blobs_are_served_in_ranges_and_by_condition() {
+    let upstream = Upstream::start().await;
+    let content = noise(3 << 20, 1);
+    let digest = upstream.add_blob("a", &content);
+    let shim = Shim::start(&upstream).await;
+    let path = format!("a/blobs/{digest}");
+    let etag = format!("\"{digest}\"");
+
+    // The first round is pulled, the second is read from the directory.
+    for _ in 0..2 {
+        for (range, status, expected) in [
+            ("bytes=0-99", 206, 0..100),
+            ("bytes=1048570-2097160", 206, 1_048_570..2_097_161),
+            ("bytes=3000000-", 206, 3_000_000..3 << 20),
+            ("bytes=-7", 206, (3 << 20) - 7..3 << 20),
+            ("bytes=1-2,5-6", 200, 0..3 << 20),
+            ("bytes=x", 200, 0..3 << 20),
+        ] {
+            let answer = shim.ask(Method::GET, &path, &[("range", range)]).await;
+            assert_eq!(answer.status(), status, "{range}");
+            if status == 206 {
+                let header =
+                    format!("bytes {}-{}/{}", expected.start, expected.end - 1, content.len());
+                assert_eq!(answer.headers()["content-range"], header.as_str());
+            }
+            assert_eq!(answer.headers()["content-length"], expected.len().to_string().as_str());
+            assert_eq!(answer.headers()["docker-content-digest"], digest.to_string().as_str());
+            assert_eq!(answer.bytes().await.unwrap(), content.slice(expected), "{range}");
+        }
+        let answer = shim.ask(Method::GET, &path, &[("range", "bytes=3145728-")]).await;
+        assert_eq!(answer.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+        assert_eq!(answer.headers()["content-range"], "bytes */3145728");
+
+        let stale = [("range", "bytes=0-9"), ("if-range", "\"other\"")];
+        assert_eq!(shim.ask(Method::GET, &path, &stale).await.status(), StatusCode::OK);
+        let fresh = [("range", "bytes=0-9"), ("if-range", &etag)];
+        assert_eq!(shim.ask(Method::GET, &path, &fresh).await.status(), 206);
+        for tags in [etag.clone(), format!("\"x\", W/{etag}"), "*".to_owned()] {
+            let answer = shim.ask(Method::GET, &path, &[("if-none-match", &tags)]).await;
+            assert_eq!(answer.status(), StatusCode::NOT_MODIFIED, "{tags}");
+            assert_eq!(answer.headers()["etag"], etag.as_str());
+        }
+        let head = shim.head(&path).await;
+        assert_eq!(head.headers()["content-length"], "3145728");
+        assert_eq!(head.headers()["accept-ranges"], "bytes");
+        shim.has(&format!("repositories/a/_layers/sha256/{}", digest.hex())).await;
+    }
+    assert_eq!(upstream.seen(&Method::GET, "/blobs/").len(), 1);
+}
+
+#[tokio::test]
+async fn tricks_and_changes_are_refused_with_distributions_errors() {
+    let upstream = Upstream::start().await;
+    let shim = Shim::start(&upstream).await;
+    let hex = "0".repeat(64);
+    for (method, path, status, expected) in [
+        (Method::GET, "A/manifests/latest".to_owned(), 400, "NAME_INVALID"),
+        (Method::GET, "a%2f..%2fb/manifests/latest".to_owned(), 400, "NAME_INVALID"),
+        (Method::GET, format!("a/blobs/sha256:{}", &hex[1..]), 400, "DIGEST_INVALID"),
+        (Method::GET, format!("a/blobs/sha256%3A{hex}"), 400, "DIGEST_INVALID"),
+        (Method::GET, format!("a/blobs/sha256:{hex}"), 404, "BLOB_UNKNOWN"),
+        (Method::GET, "a/manifests/.hidden".to_owned(), 404, "MANIFEST_UNKNOWN"),
+        (Method::GET, "a/manifests/latest?ns=quay.io".to_owned(), 404, "NAME_UNKNOWN"),
+        (Method::GET, "a/tags/list".to_owned(), 404, "NAME_UNKNOWN"),
+        (Method::GET, format!("a/referrers/sha256:{hex}"), 404, "UNSUPPORTED"),
+        (Method::GET, format!("a/manifests/{}", "x".repeat(5000)), 414, "UNSUPPORTED"),
+        (Method::PUT, "a/manifests/latest".to_owned(), 405, "UNSUPPORTED"),
+        (Method::POST, "a/blobs/uploads/".to_owned(), 405, "UNSUPPORTED"),
+        (Method::DELETE, format!("a/blobs/sha256:{hex}"), 405, "UNSUPPORTED"),
+    ] {
+        let answer = shim.ask(method, &path, &[]).await;
+        assert_eq!(answer.status(), status, "{path}");
+        assert_eq!(code(answer).await, expected, "{path}");
+    }
+    let climb =
+        raw(&shim, b"GET /v2/../../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .await;
+    assert!(climb.starts_with(b"HTTP/1.1 404"), "{}", String::from_utf8_lossy(&climb));
+}
+
+/// docker and podman try TLS first on a plain port, and wait 10 s when nothing comes back.
+#[tokio::test]
+async fn a_tls_handshake_on_the_plain_port_is_refused_at_once() {
+    let shim = Shim::over(Arc::new(TempDir::new().unwrap()), None).await;
+    let mut hello = vec![0x16, 3, 1, 0, 0xf4, 1, 0, 0, 0xf0, 3, 3];
+    hello.extend(noise(0xee, 1));
+    let answer = raw(&shim, &hello).await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn the_namespaces_of_the_upstream_and_of_docker_hub_are_taken() {
+    let upstream = Upstream::start().await;
+    let content = Bytes::from(r#"{"schemaVersion":2,"manifests":[]}"#);
+    upstream.add_manifest("a", "latest", &content);
+    let shim = Shim::start(&upstream).await;
+    let escaped = upstream.address.replace(':', "%3A");
+    for namespace in ["docker.io", "127.0.0.1", &upstream.address, &escaped] {
+        let answer = shim.get(&format!("a/manifests/latest?ns={namespace}")).await;
+        assert_eq!(answer.bytes().await.unwrap(), content, "{namespace}");
+    }
+}
+
+#[tokio::test]
+async fn tags_are_listed_in_pages() {
+    let upstream = Upstream::start().await;
+    let shim = Shim::start(&upstream).await;
+    for tag in ["b", "a", "d", "c"] {
+        let content = Bytes::from(format!(r#"{{"schemaVersion":2,"manifests":["{tag}"]}}"#));
+        upstream.add_manifest("x/y", tag, &content);
+        shim.get(&format!("x/y/manifests/{tag}")).await;
+    }
+    for (query, tags, link) in [
+        ("", "a b c d", None),
+        ("?n=2", "a b", Some("</v2/x/y/tags/list?last=b&n=2>; rel=\"next\"")),
+        ("?last=b&n=2", "c d", None),
+        ("?last=bb", "c d", None),
+        ("?n=0", "", None),
+        ("?n=9", "a b c d", None),
+    ] {
+        let answer = shim.get(&format!("x/y/tags/list{query}")).await;
+        let next = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
+        let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        let names: Vec<_> = tags.split_whitespace().collect();
+        assert_eq!(body, serde_json::json!({ "name": "x/y", "tags": names }), "{query}");
+        assert_eq!(next.as_deref(), link, "{query}");
+    }
+    assert_eq!(code(shim.get("x/y/tags/list?n=-1").await).await, "PAGINATION_NUMBER_INVALID");
+}

@@ -1,0 +1,344 @@
+//! An upstream that does what a test tells it, and a shim to ask.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderMap, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use larder_config::{
+    Cache, CacheSize, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
+};
+use larder_layout::{Algorithm, Digest, Verifier};
+use larder_shim::Server;
+use tempfile::TempDir;
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// How long anything may take before its test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// A request that the upstream saw.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub method: Method,
+    pub path: String,
+    pub query: String,
+    pub range: Option<String>,
+    pub authorization: Option<String>,
+}
+
+/// What the upstream does. Every field may be changed while it runs.
+#[derive(Default)]
+pub struct Script {
+    /// By path below `/v2/`.
+    pub content: HashMap<String, Bytes>,
+    /// Answered to every request instead of anything else.
+    pub failure: Option<StatusCode>,
+    /// The next bodies end with a broken connection after so many bytes.
+    pub cuts: VecDeque<usize>,
+    /// No `Content-Length`.
+    pub hides_length: bool,
+    /// `Range` is answered with 200.
+    pub ignores_ranges: bool,
+    /// No `Docker-Content-Digest`.
+    pub hides_digest: bool,
+    /// Requests without this `Authorization` get the challenge.
+    pub guard: Option<(String, String)>,
+    /// Blobs are redirected to this host.
+    pub redirect: Option<String>,
+    /// What a token server here answers.
+    pub token: Option<String>,
+}
+
+/// A running upstream.
+pub struct Upstream {
+    pub address: String,
+    script: Arc<Mutex<Script>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    /// No body gets further than this.
+    allowed: watch::Sender<u64>,
+}
+
+#[derive(Clone)]
+struct Scripted {
+    script: Arc<Mutex<Script>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    allowed: watch::Receiver<u64>,
+}
+
+impl Upstream {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (allowed, receiver) = watch::channel(u64::MAX);
+        let scripted = Scripted { script: Arc::default(), seen: Arc::default(), allowed: receiver };
+        let (script, seen) = (Arc::clone(&scripted.script), Arc::clone(&scripted.seen));
+        let router = Router::new().fallback(answer).with_state(scripted);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { address, script, seen, allowed }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn script(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.script.lock().unwrap());
+    }
+
+    /// Adds a blob to a repository.
+    pub fn add_blob(&self, repository: &str, content: &Bytes) -> Digest {
+        let digest = digest(content);
+        let path = format!("{repository}/blobs/{digest}");
+        self.script(|script| drop(script.content.insert(path, content.clone())));
+        digest
+    }
+
+    /// Adds a manifest to a repository, and makes a tag name it.
+    pub fn add_manifest(&self, repository: &str, tag: &str, content: &Bytes) -> Digest {
+        let digest = digest(content);
+        self.script(|script| {
+            for reference in [tag, &digest.to_string()] {
+                let path = format!("{repository}/manifests/{reference}");
+                script.content.insert(path, content.clone());
+            }
+        });
+        digest
+    }
+
+    /// Lets bodies go on until `offset` and no further.
+    pub fn allow(&self, offset: u64) {
+        self.allowed.send_replace(offset);
+    }
+
+    /// The requests so far whose path contains `part`.
+    pub fn seen(&self, method: &Method, part: &str) -> Vec<Seen> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|s| s.method == method && s.path.contains(part)).cloned().collect()
+    }
+}
+
+async fn answer(State(upstream): State<Scripted>, request: Request) -> Response {
+    let text = |name| request.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
+    let seen = Seen {
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        query: request.uri().query().unwrap_or_default().to_owned(),
+        range: text(header::RANGE),
+        authorization: text(header::AUTHORIZATION),
+    };
+    upstream.seen.lock().unwrap().push(seen.clone());
+    let mut script = upstream.script.lock().unwrap();
+    if let Some(status) = script.failure {
+        return status.into_response();
+    }
+    if seen.path == "/token" {
+        return script.token.clone().map_or(StatusCode::FORBIDDEN.into_response(), |token| {
+            Body::from(token).into_response()
+        });
+    }
+    if let Some((authorization, challenge)) = &script.guard
+        && seen.authorization.as_ref() != Some(authorization)
+    {
+        let challenge = [(header::WWW_AUTHENTICATE, challenge.clone())];
+        return (StatusCode::UNAUTHORIZED, challenge).into_response();
+    }
+    let path = seen.path.strip_prefix("/v2/").unwrap_or_default();
+    let Some(content) = script.content.get(path).cloned() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let mut headers = HeaderMap::new();
+    if path.contains("/manifests/") && !script.hides_digest {
+        headers.insert("docker-content-digest", digest(&content).to_string().parse().unwrap());
+    }
+    if let Some(host) = script.redirect.as_ref().filter(|_| path.contains("/blobs/")) {
+        let location = [(header::LOCATION, format!("http://{host}{}", seen.path))];
+        return (StatusCode::TEMPORARY_REDIRECT, location).into_response();
+    }
+    let range = seen.range.as_ref().filter(|_| !script.ignores_ranges);
+    let start: usize = range.map_or(0, |range| range[6..range.len() - 1].parse().unwrap());
+    if start > 0 {
+        let range = format!("bytes {start}-{}/{}", content.len() - 1, content.len());
+        headers.insert(header::CONTENT_RANGE, range.parse().unwrap());
+    }
+    if !script.hides_length {
+        headers.insert(header::CONTENT_LENGTH, (content.len() - start).into());
+    }
+    let status = if start > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    let is_get = seen.method == Method::GET;
+    let cut = if is_get { script.cuts.pop_front() } else { None };
+    let body = Body::from_stream(body(content, start, cut, upstream.allowed.clone()));
+    (status, headers, if is_get { body } else { Body::empty() }).into_response()
+}
+
+fn body(
+    content: Bytes,
+    start: usize,
+    cut: Option<usize>,
+    allowed: watch::Receiver<u64>,
+) -> impl futures_util::Stream<Item = io::Result<Bytes>> {
+    let end = cut.map_or(content.len(), |cut| content.len().min(start + cut));
+    stream::try_unfold((start, allowed), move |(offset, mut allowed)| {
+        let next = end.min(offset + CHUNK_BYTES);
+        let chunk = content.slice(offset..next);
+        async move {
+            if chunk.is_empty() {
+                return if cut.is_some() { Err(io::Error::other("cut")) } else { Ok(None) };
+            }
+            allowed.wait_for(|allowed| *allowed >= next as u64).await.unwrap();
+            Ok(Some((chunk, (next, allowed))))
+        }
+    })
+}
+
+pub fn digest(content: &[u8]) -> Digest {
+    Digest::of(Algorithm::Sha256, content)
+}
+
+/// Bytes without a pattern, the same for the same seed.
+pub fn noise(size_bytes: usize, seed: u64) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut content = Vec::with_capacity(size_bytes + 8);
+    while content.len() < size_bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        content.extend_from_slice(&state.to_le_bytes());
+    }
+    content.truncate(size_bytes);
+    content.into()
+}
+
+/// A running shim over a plain directory.
+pub struct Shim {
+    pub url: String,
+    pub address: String,
+    pub root: Arc<TempDir>,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Shim {
+    /// Over an empty directory.
+    pub async fn start(upstream: &Upstream) -> Self {
+        let root = Arc::new(TempDir::new().unwrap());
+        Self::over(root, Some(upstreams(&[upstream.url()]))).await
+    }
+
+    pub async fn over(root: Arc<TempDir>, upstreams: Option<Upstreams>) -> Self {
+        let config = config(upstreams);
+        let server = Server::new(&config, root.path()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(server.run(listener, async {
+            let _ = stopped.await;
+        }));
+        let url = format!("http://{address}/v2");
+        Self { url, address, root, stop: Some(stop), task: Some(task) }
+    }
+
+    /// What SIGTERM does.
+    pub fn terminate(&mut self) -> JoinHandle<()> {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.task.take().unwrap()
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.ask(Method::GET, path, &[]).await
+    }
+
+    pub async fn head(&self, path: &str) -> reqwest::Response {
+        self.ask(Method::HEAD, path, &[]).await
+    }
+
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> reqwest::Response {
+        let url = format!("{}/{path}", self.url);
+        let mut request = reqwest::Client::new().request(method, url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        timeout(PATIENCE, request.send()).await.unwrap().unwrap()
+    }
+
+    /// Waits until the directory has a path.
+    pub async fn has(&self, path: &str) {
+        eventually(path, || self.root.path().join(path).exists()).await;
+    }
+
+    /// The names of everything in a directory.
+    pub fn list(&self, path: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.root.path().join(path)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    pub fn target(&self, link: &str) -> String {
+        let target = fs::read_link(self.root.path().join(link)).unwrap();
+        target.file_name().unwrap().to_str().unwrap().to_owned()
+    }
+}
+
+/// Reads a body to its end and checks it while it comes.
+pub async fn check(response: reqwest::Response, digest: &Digest) -> Result<(), String> {
+    let mut verifier = Verifier::new(digest.clone());
+    let mut body = response.bytes_stream();
+    while let Some(chunk) = timeout(PATIENCE, body.next()).await.unwrap() {
+        verifier.update(&chunk.map_err(|error| error.to_string())?);
+    }
+    verifier.finish().map_err(|mismatch| mismatch.to_string())
+}
+
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+pub fn upstreams(urls: &[String]) -> Upstreams {
+    Upstreams { urls: urls.to_vec(), certificate_authorities: Vec::new(), credentials: None }
+}
+
+pub fn credentials() -> Option<Credentials> {
+    let password = Secret::new("p4ssword".to_owned());
+    Some(Credentials { username: "larder".to_owned(), password })
+}
+
+fn config(upstreams: Option<Upstreams>) -> Config {
+    Config {
+        log: Log { level: Level::Info, formatter: Formatter::Text, access_log: true },
+        storage: Storage::Filesystem { root_directory: Path::new("/nowhere").into() },
+        cache: Cache { directory: Path::new("/nowhere").into(), size: CacheSize::Percent(20) },
+        http: Http {
+            addr: "127.0.0.1:0".to_owned(),
+            tls: None,
+            headers: vec![("X-Content-Type-Options".to_owned(), "nosniff".to_owned())],
+            drain_timeout: PATIENCE,
+        },
+        upstreams,
+        notes: Vec::new(),
+    }
+}
