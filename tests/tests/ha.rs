@@ -50,14 +50,15 @@ impl<'a> Traffic<'a> {
             self.pulls.fetch_add(1, Ordering::SeqCst);
         }
     }
+}
 
-    /// Waits for one more pull that began after this call, and one that was under way.
-    fn wait_for_pulls(&self) {
-        let enough = self.pulls.load(Ordering::SeqCst) + 2;
-        until("pulls go on", PROGRESS_TIMEOUT, || {
-            (self.pulls.load(Ordering::SeqCst) >= enough).then_some(())
-        });
-    }
+/// Waits until each client has done the pull that it is at, and one more that began after this.
+fn wait_for_pulls(traffic: &[Traffic<'_>]) {
+    let done = || traffic.iter().map(|client| client.pulls.load(Ordering::SeqCst));
+    let enough: Vec<_> = done().map(|pulls| pulls + 2).collect();
+    until("every client goes on pulling", PROGRESS_TIMEOUT, || {
+        done().zip(&enough).all(|(pulls, enough)| pulls >= *enough).then_some(())
+    });
 }
 
 /// Ends the scene when the test does, by a panic too, so that the clients' threads end.
@@ -113,7 +114,7 @@ fn no_pull_fails_when_nodes_are_killed() {
         }
         for kill in 0..KILLS {
             let node = &mut nodes[kill % 2];
-            traffic.iter().for_each(Traffic::wait_for_pulls);
+            wait_for_pulls(&traffic);
             let downloads: Vec<_> = repositories
                 .iter()
                 .map(|name| registry.open_blob(name, &blob.digest).expect("an answer begins"))
@@ -124,10 +125,12 @@ fn no_pull_fails_when_nodes_are_killed() {
             for download in downloads {
                 cuts += download.finish_with_resumes().expect("the other node goes on");
             }
-            traffic.iter().for_each(Traffic::wait_for_pulls);
+            wait_for_pulls(&traffic);
             node.start_shim();
         }
     });
+    let pulls: usize = traffic.iter().map(|client| client.pulls.load(Ordering::SeqCst)).sum();
+    eprintln!("{pulls} pulls, {KILLS} kills, {cuts} of our own bodies cut");
     let errors = haproxy.server_errors();
     assert!(errors.is_empty(), "clients saw errors:\n{}", errors.join("\n"));
     assert!(cuts > 0, "no kill has cut a body, so that this has proved nothing");
