@@ -11,7 +11,12 @@ use std::{
 };
 
 use larder_config::{Config, EXIT_CODE, Formatter, Level, Log};
-use larder_fs::{cache::Cache, filesystem::Filesystem, fuse, store::Storage};
+use larder_fs::{
+    cache::Cache,
+    filesystem::Filesystem,
+    fuse,
+    store::{self, Storage},
+};
 use nix::mount::{MntFlags, umount, umount2};
 use tokio::{
     runtime::Runtime,
@@ -51,7 +56,7 @@ fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
         tracing::info!("{note}");
     }
     free_mountpoint(mountpoint)?;
-    let storage = Storage::open(&config.storage)?;
+    let storage = Storage::new(store::open(&config.storage)?);
     let cache = Cache::open(&config.cache)?;
     let usage = cache.usage();
     tracing::info!(

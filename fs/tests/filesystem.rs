@@ -18,13 +18,13 @@ use larder_fs::{
     error::{Error, Result},
     filesystem::{Attributes, Filesystem, Opened},
     inodes::ROOT,
-    store::Storage,
+    store::{Backend, Storage},
 };
 use larder_layout::{Algorithm, Digest, Entry, Link};
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, memory::InMemory,
-    path::Path as Key,
+    Attributes as ObjectAttributes, CopyOptions, GetOptions, GetResult, ListResult,
+    MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions,
+    PutPayload, PutResult, memory::InMemory, path::Path as Key,
 };
 
 const PART_BYTES: u64 = 8 << 20;
@@ -116,8 +116,12 @@ impl Node {
         let directory = tempfile::tempdir().unwrap();
         let size = CacheSize::Bytes(1 << 30);
         let cache = Cache::open(&CacheConfig { directory: directory.path().into(), size }).unwrap();
-        let store: Arc<dyn ObjectStore> = Arc::clone(store) as _;
-        let storage = Arc::new(Storage::new(store, "", PART_BYTES));
+        let storage = Arc::new(Storage::new(Backend {
+            objects: Arc::clone(store) as _,
+            root_directory: String::new(),
+            part_bytes: PART_BYTES,
+            attributes: ObjectAttributes::new(),
+        }));
         Self { filesystem: Filesystem::new(storage, cache, String::new()), _cache: directory }
     }
 

@@ -363,3 +363,37 @@ fn sweep(ingest: &Path) -> io::Result<()> {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_no_pull_can_still_write_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let content = Content::new(root.path());
+        content.prepare().await.unwrap();
+        let running = content.stage().await.unwrap();
+        let abandoned = content.stage().await.unwrap();
+        let yesterday = SystemTime::now() - LEFTOVER_AGE;
+        abandoned.file.set_modified(yesterday).unwrap();
+
+        Content::new(root.path()).prepare().await.unwrap();
+        let mut left = fs::read_dir(root.path().join("ingest")).unwrap();
+        assert_eq!(left.next().unwrap().unwrap().file_name(), running.id.as_str());
+        assert!(left.next().is_none());
+    }
+
+    /// Only a missing name is a miss.
+    #[tokio::test]
+    async fn what_cannot_be_read_is_trouble_and_no_miss() {
+        let root = tempfile::tempdir().unwrap();
+        let content = Content::new(root.path());
+        content.prepare().await.unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let blob = root.path().join(Entry::Blob(digest.clone()).path());
+        assert!(content.open(&digest).await.unwrap().is_none());
+        symlink(&blob, &blob).unwrap();
+        assert!(content.open(&digest).await.is_err());
+    }
+}

@@ -26,13 +26,28 @@ use std::{
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    Attributes, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
     UploadPart, local::LocalFileSystem, path::Path,
 };
 
+use super::{Backend, PART_BYTES};
+
 /// What a node that crashed left behind is swept when it is this old. No upload takes as long.
 const LEFTOVER_AGE: Duration = Duration::from_hours(24);
+
+/// The store of a `storage.filesystem` section.
+///
+/// # Errors
+/// A sentence that names the key to look at.
+pub fn open(root: &FilePath) -> Result<Backend, String> {
+    Ok(Backend {
+        objects: Arc::new(Directory::open(root)?),
+        root_directory: String::new(),
+        part_bytes: PART_BYTES,
+        attributes: Attributes::new(),
+    })
+}
 
 /// A directory that is written durably, and read as NFS needs it.
 #[derive(Debug)]

@@ -50,6 +50,29 @@ pub struct Storage {
     damaged: Mutex<LruCache<Digest, ()>>,
 }
 
+/// One storage system: what is different from one to the next.
+pub struct Backend {
+    /// Its objects.
+    pub objects: Arc<dyn ObjectStore>,
+    /// What every key begins with; may be empty.
+    pub root_directory: String,
+    /// How much of a large blob is sent in one request.
+    pub part_bytes: u64,
+    /// Sent with every object.
+    pub attributes: Attributes,
+}
+
+/// The system of a `storage:` section. Nothing is sent to a server yet.
+///
+/// # Errors
+/// A sentence that names the key to look at.
+pub fn open(config: &Config) -> Result<Backend, String> {
+    match config {
+        Config::Filesystem { root_directory } => directory::open(root_directory),
+        Config::S3(config) => s3::open(config),
+    }
+}
+
 /// What is known of a blob in the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlobMeta {
@@ -66,33 +89,12 @@ impl From<&ObjectMeta> for BlobMeta {
 }
 
 impl Storage {
-    /// The storage of a `storage:` section. Nothing is sent to a server yet.
-    ///
-    /// # Errors
-    /// A sentence that names the key to look at.
-    pub fn open(config: &Config) -> Result<Self, String> {
-        match config {
-            Config::Filesystem { root_directory } => {
-                Ok(Self::new(Arc::new(directory::Directory::open(root_directory)?), "", PART_BYTES))
-            }
-            Config::S3(config) => {
-                let objects = Arc::new(s3::open(config)?);
-                let storage = Self::new(objects, &config.root_directory, config.chunk_size_bytes);
-                Ok(Self { attributes: s3::attributes(config), ..storage })
-            }
-        }
-    }
-
-    /// A storage over any object store, with all keys below `root_directory`, and uploads in
-    /// parts of `part_bytes`.
-    pub fn new(objects: Arc<dyn ObjectStore>, root_directory: &str, part_bytes: u64) -> Self {
-        Self {
-            objects,
-            keys: Keys::new(root_directory),
-            part_bytes,
-            attributes: Attributes::new(),
-            damaged: Mutex::new(LruCache::new(DAMAGED_MAX)),
-        }
+    /// A storage over any system.
+    pub fn new(backend: Backend) -> Self {
+        let Backend { objects, root_directory, part_bytes, attributes } = backend;
+        let keys = Keys::new(&root_directory);
+        let damaged = Mutex::new(LruCache::new(DAMAGED_MAX));
+        Self { objects, keys, part_bytes, attributes, damaged }
     }
 
     /// Size and age of a blob.

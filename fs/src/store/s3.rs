@@ -1,12 +1,14 @@
 //! Amazon S3, and the servers that speak its protocol.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use larder_config::S3;
 use object_store::{
-    Attribute, Attributes, ClientOptions, RetryConfig,
-    aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
+    Attribute, ClientOptions, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
 };
+
+use super::Backend;
 
 /// How long one request may take from its first byte to its last: a part of 8 MiB on a slow line.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -19,7 +21,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// A sentence that names the key to look at.
-pub fn open(config: &S3) -> Result<AmazonS3, String> {
+pub fn open(config: &S3) -> Result<Backend, String> {
     let client = ClientOptions::new()
         .with_timeout(REQUEST_TIMEOUT)
         .with_connect_timeout(CONNECT_TIMEOUT)
@@ -55,13 +57,14 @@ pub fn open(config: &S3) -> Result<AmazonS3, String> {
     } else if config.encrypt {
         builder = builder.with_config(server_side_encryption()?, "AES256");
     }
-    builder.build().map_err(|e| format!("storage.s3: {e}"))
-}
-
-/// What is sent with every object.
-pub fn attributes(config: &S3) -> Attributes {
+    let objects = builder.build().map_err(|e| format!("storage.s3: {e}"))?;
     let class = config.storage_class.clone();
-    class.into_iter().map(|class| (Attribute::StorageClass, class)).collect()
+    Ok(Backend {
+        objects: Arc::new(objects),
+        root_directory: config.root_directory.clone(),
+        part_bytes: config.chunk_size_bytes,
+        attributes: class.into_iter().map(|class| (Attribute::StorageClass, class)).collect(),
+    })
 }
 
 /// The library builds this key from its name only.

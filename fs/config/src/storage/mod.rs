@@ -1,0 +1,92 @@
+//! `storage:`
+
+mod s3;
+
+use std::path::PathBuf;
+
+pub use self::s3::S3;
+use crate::{section::Section, value::absolute_path};
+
+/// Distribution's drivers, those first that work here.
+const DRIVERS: [&str; 7] = ["filesystem", "s3", "azure", "gcs", "oss", "swift", "inmemory"];
+
+/// `storage:`: the one driver that holds the content, shared by every node.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
+pub enum Storage {
+    /// `storage.filesystem`: a directory, local or on NFS.
+    Filesystem {
+        /// `rootdirectory`, `/var/lib/registry` when absent.
+        root_directory: PathBuf,
+    },
+    /// `storage.s3`
+    S3(S3),
+}
+
+impl Storage {
+    /// Reads `storage:`, which may also be just the name of a driver.
+    pub(crate) fn read(root: &mut Section<'_>) -> Option<Self> {
+        root.named_section("storage", |storage| {
+            read_common(storage);
+            Self::read_driver(storage)
+        })
+    }
+
+    fn read_driver(storage: &mut Section<'_>) -> Option<Self> {
+        let mut named = DRIVERS.to_vec();
+        named.retain(|driver| storage.names(driver));
+        if named.is_empty() {
+            let text = "is missing, and so is storage.s3; name one of them to keep the content in";
+            storage.mistake("filesystem", text);
+        }
+        if let [first, second, ..] = named[..] {
+            let text = format!(
+                "a second storage, beside {first}; keep one (the variable \
+                 REGISTRY_STORAGE={second} replaces what the file says)"
+            );
+            storage.mistake(second, &text);
+        }
+        let mut chosen = None;
+        for driver in named {
+            match driver {
+                "filesystem" => chosen = Some(storage.section(driver, Self::read_filesystem)),
+                "s3" => chosen = storage.section(driver, S3::read).map(Self::S3),
+                _ => storage.mistake(driver, "not supported in this version; use s3 or filesystem"),
+            }
+        }
+        chosen
+    }
+
+    fn read_filesystem(filesystem: &mut Section<'_>) -> Self {
+        filesystem.note("maxthreads", "Larder limits its threads itself");
+        let root_directory = filesystem.value("rootdirectory", absolute_path);
+        Self::Filesystem {
+            root_directory: root_directory.unwrap_or_else(|| PathBuf::from("/var/lib/registry")),
+        }
+    }
+}
+
+/// Reads what stands beside the driver.
+fn read_common(storage: &mut Section<'_>) {
+    storage.section("delete", |delete| {
+        delete.note("enabled", "a cache takes no deletes from clients");
+    });
+    storage.section("redirect", |redirect| {
+        redirect.note("disable", "Larder serves every blob itself and redirects nobody");
+    });
+    storage.section("cache", |cache| {
+        for key in ["blobdescriptor", "blobdescriptorsize", "layerinfo"] {
+            cache.note(key, "Larder's own cache, with blobs and all, is configured under `cache:`");
+        }
+    });
+    storage.section("maintenance", |maintenance| {
+        maintenance.note("uploadpurging", "a cache takes no uploads");
+        maintenance.section("readonly", |readonly| {
+            let why = "a cache has to write what it fetches; remove it";
+            readonly.refuse_when("enabled", true, why);
+        });
+    });
+    storage.section("tag", |tag| {
+        tag.note("concurrencylimit", "Larder limits its requests to the storage itself");
+    });
+}
