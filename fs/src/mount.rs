@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use larder_config::{Config, EXIT_CODE, Formatter, Level, Log};
 use larder_fs::{
     cache::Cache,
@@ -33,14 +34,14 @@ pub fn run(config: &Path, mountpoint: &Path, allow_other: bool) -> ExitCode {
     let prepared = Config::load(config, std::env::vars_os())
         .map_err(|e| e.to_string())
         .and_then(|config| prepare(&config, mountpoint));
-    let filesystem = match prepared {
-        Ok(filesystem) => filesystem,
+    let (filesystem, check) = match prepared {
+        Ok(prepared) => prepared,
         Err(mistake) => {
             eprintln!("larder-fs: {mistake}");
             return ExitCode::from(EXIT_CODE);
         }
     };
-    match serve(filesystem, mountpoint, allow_other) {
+    match serve(filesystem, check, mountpoint, allow_other) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{}: {e}", mountpoint.display());
@@ -49,14 +50,19 @@ pub fn run(config: &Path, mountpoint: &Path, allow_other: bool) -> ExitCode {
     }
 }
 
+/// Finds out whether the storage answers.
+type Check = BoxFuture<'static, Result<(), String>>;
+
 /// Everything that can be wrong with the configuration, before anything is mounted.
-fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
+fn prepare(config: &Config, mountpoint: &Path) -> Result<(Filesystem, Check), String> {
     start_log(&config.log);
     for note in &config.notes {
         tracing::info!("{note}");
     }
     free_mountpoint(mountpoint)?;
-    let storage = Storage::new(store::open(&config.storage)?);
+    let backend = store::open(&config.storage)?;
+    let check = store::check(&config.storage, &backend);
+    let storage = Storage::new(backend);
     let cache = Cache::open(&config.cache)?;
     let usage = cache.usage();
     tracing::info!(
@@ -67,7 +73,7 @@ fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
     );
     // The Debug of a configuration shows no secret.
     let report = format!("{:#?}\n{:#?}\n", config.storage, config.cache);
-    Ok(Filesystem::new(Arc::new(storage), cache, report))
+    Ok((Filesystem::new(Arc::new(storage), cache, report), check))
 }
 
 /// Makes sure that the mount point can be mounted on, and takes it over from a `larder-fs` that
@@ -96,8 +102,19 @@ fn free_mountpoint(mountpoint: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn serve(filesystem: Filesystem, mountpoint: &Path, allow_other: bool) -> io::Result<()> {
+fn serve(
+    filesystem: Filesystem,
+    check: Check,
+    mountpoint: &Path,
+    allow_other: bool,
+) -> io::Result<()> {
     let runtime = Runtime::new()?;
+    // A node starts without its storage too: what is in the local cache is served.
+    runtime.spawn(async {
+        if let Err(mistake) = check.await {
+            tracing::error!("{mistake}");
+        }
+    });
     let session = fuse::mount(filesystem, mountpoint, allow_other, runtime.handle().clone())?;
     let (send_end, mut end) = oneshot::channel();
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {

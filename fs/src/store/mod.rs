@@ -2,7 +2,10 @@
 //!
 //! The only place that names `object_store`. Each system's peculiarities are in a file of its own.
 
+mod azure;
 mod directory;
+mod gcs;
+mod http;
 mod keys;
 mod s3;
 
@@ -10,12 +13,13 @@ use std::{
     num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use futures_util::{
-    StreamExt, TryStreamExt,
+    FutureExt, StreamExt, TryStreamExt,
+    future::BoxFuture,
     stream::{self, BoxStream},
 };
 use larder_config::Storage as Config;
@@ -36,6 +40,8 @@ pub const PART_BYTES: u64 = 8 << 20;
 const PARTS_MAX: u64 = 9_000;
 /// How many damaged blobs are remembered.
 const DAMAGED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
+/// An operator who starts a node waits for no more to learn that its storage does not answer.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(8);
 /// A link holds `<algorithm>:<hex>`: at most 135 bytes. More is not a link.
 const LINK_MAX_BYTES: u64 = 256;
 
@@ -70,7 +76,36 @@ pub fn open(config: &Config) -> Result<Backend, String> {
     match config {
         Config::Filesystem { root_directory } => directory::open(root_directory),
         Config::S3(config) => s3::open(config),
+        Config::Azure(config) => azure::open(config),
+        Config::Gcs(config) => gcs::open(config),
     }
+}
+
+/// Asks the storage for a listing, so that what is wrong with its section is said at once and not
+/// by whatever needs the storage first.
+///
+/// # Errors
+/// A sentence that names the key to look at.
+pub fn check(config: &Config, backend: &Backend) -> BoxFuture<'static, Result<(), String>> {
+    let explain: fn(&object_store::Error) -> Option<&'static str> = match config {
+        Config::Azure(_) => azure::explain,
+        Config::Gcs(_) => gcs::explain,
+        Config::Filesystem { .. } | Config::S3(_) => |_| None,
+    };
+    let objects = Arc::clone(&backend.objects);
+    let prefix = Path::from(format!("{}/docker/larder", backend.root_directory));
+    let check = async move {
+        let listing = async { objects.list(Some(&prefix)).next().await };
+        match tokio::time::timeout(CHECK_TIMEOUT, listing).await {
+            Ok(None | Some(Ok(_))) => Ok(()),
+            Ok(Some(Err(e))) => {
+                let key = explain(&e).unwrap_or("storage");
+                Err(format!("{key}: the storage cannot be used: {}", http::cause(&e)))
+            }
+            Err(_) => Err(format!("storage: no answer within {CHECK_TIMEOUT:?}")),
+        }
+    };
+    check.boxed()
 }
 
 /// What is known of a blob in the storage.
