@@ -106,7 +106,7 @@ pub fn check(config: &Config, backend: &Backend) -> BoxFuture<'static, Result<()
     let prefix = Path::from(format!("{}/docker/larder", backend.root_directory));
     let check = async move {
         let listing = async { objects.list(Some(&prefix)).next().await };
-        match tokio::time::timeout(CHECK_TIMEOUT, listing).await {
+        match timeout(CHECK_TIMEOUT, listing).await {
             Ok(None | Some(Ok(_))) => Ok(()),
             Ok(Some(Err(e))) => {
                 let key = explain(&e).unwrap_or("storage");

@@ -3,6 +3,8 @@
 mod azure;
 mod gcs;
 mod s3;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
