@@ -4,8 +4,8 @@ use std::{fmt::Write, net::TcpStream, process::Command, time::Duration};
 
 use crate::{Process, Sandbox, run};
 
-/// How long filling a container may take.
-const FILL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a script may take.
+const PYTHON_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reads `name type path` lines: the content of each blob is in a file.
 const FILL: &str = "
@@ -18,6 +18,14 @@ if not client.exists():
 for line in open(blobs):
     name, kind, path = line.split()
     client.upload_blob(name, open(path, 'rb').read(), blob_type=kind)
+";
+
+/// Prints the name of each blob.
+const LIST: &str = "
+import sys
+from azure.storage.blob import ContainerClient
+url, container, key = sys.argv[1:]
+print(*ContainerClient(url, container, credential=key).list_blob_names(), sep='\\n')
 ";
 
 /// An Azurite with one account and one container.
@@ -70,10 +78,19 @@ impl<'a> Azurite<'a> {
             std::fs::write(&path, content).expect("a file with the content of a blob");
             writeln!(lines, "{name} {kind} {}", path.display()).expect("a line");
         }
+        let list = self.sandbox.file("blobs.txt", &lines);
+        self.python(FILL, &[list.to_str().expect("a path in ASCII")]);
+    }
+
+    /// The names of all blobs, as Microsoft's own library sees them.
+    pub fn names(&self) -> Vec<String> {
+        self.python(LIST, &[]).lines().map(str::to_owned).collect()
+    }
+
+    fn python(&self, script: &str, arguments: &[&str]) -> String {
         let mut command = Command::new("larder-python");
-        command
-            .args(["-c", FILL, self.service_url(), Self::CONTAINER, Self::KEY])
-            .arg(self.sandbox.file("blobs.txt", &lines));
-        run(command, FILL_TIMEOUT).expect("blobs in the container");
+        command.args(["-c", script, &self.service_url, Self::CONTAINER, Self::KEY]);
+        command.args(arguments);
+        run(command, PYTHON_TIMEOUT).expect("Microsoft's library does what it is told")
     }
 }

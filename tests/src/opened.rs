@@ -149,27 +149,29 @@ impl Distributed {
         let tag = Link::Tag(Repository::clone(&repository), Self::TAG.parse().expect("a tag"));
         let layer = Digest::of(Algorithm::Sha256, &self.layer);
         let member = Link::Member(repository.clone(), Membership::Layer, layer.clone());
-        runtime.block_on(async {
-            assert_eq!(storage.list_repositories(None).await.unwrap(), ["library"]);
-            assert_eq!(storage.list_tags(&repository).await.unwrap(), [Self::TAG]);
+        let served = runtime.block_on(async {
+            assert_eq!(storage.list_repositories(None).await?, ["library"]);
+            assert_eq!(storage.list_tags(&repository).await?, [Self::TAG]);
             let manifest = Digest::of(Algorithm::Sha256, b"{}");
-            assert_eq!(storage.read_link(&tag).await.unwrap(), manifest);
-            assert_eq!(storage.read_link(&member).await.unwrap(), layer);
+            assert_eq!(storage.read_link(&tag).await?, manifest);
+            assert_eq!(storage.read_link(&member).await?, layer);
             let size_bytes = self.layer.len() as u64;
-            assert_eq!(storage.stat_blob(&layer).await.unwrap().size_bytes, size_bytes);
-            let content = storage.read_blob(&layer, 0..size_bytes).await.unwrap();
+            assert_eq!(storage.stat_blob(&layer).await?.size_bytes, size_bytes);
+            let content = storage.read_blob(&layer, 0..size_bytes).await?;
             assert_eq!(content, self.layer, "the content of the layer");
-            let listed: Vec<_> = storage.list_blobs(Algorithm::Sha256).collect().await;
-            let mut listed: Vec<_> = listed.into_iter().map(|blob| blob.unwrap().0).collect();
+            let blobs = storage.list_blobs(Algorithm::Sha256).map_ok(|(digest, _)| digest);
+            let mut listed: Vec<_> = blobs.try_collect().await?;
             listed.sort_by(|a, b| a.hex().cmp(b.hex()));
             let mut expected = vec![manifest.clone(), layer.clone()];
             expected.sort_by(|a, b| a.hex().cmp(b.hex()));
             assert_eq!(listed, expected);
             // And what is damaged is removed.
             storage.mark_damaged(&layer);
-            storage.remove_if_damaged(&layer).await.unwrap();
+            storage.remove_if_damaged(&layer).await?;
             assert!(storage.stat_blob(&layer).await.is_err(), "a removed blob is gone");
+            Ok::<_, larder_fs::error::Error>(())
         });
+        served.expect("all of the image");
     }
 }
 
@@ -181,49 +183,51 @@ impl Opened {
     pub fn exercise(&self) {
         let objects = &self.backend.objects;
         let at = |name: String| ObjectPath::from(format!("docker/larder/test/{name}"));
-        self.run(async {
+        let done = self.run(async {
             let one = at("one".to_owned());
             for content in ["first", "second, which is longer"] {
-                objects.put(&one, content.into()).await.unwrap();
-                assert_eq!(objects.get(&one).await.unwrap().bytes().await.unwrap(), content);
+                objects.put(&one, content.into()).await?;
+                assert_eq!(objects.get(&one).await?.bytes().await?, content);
             }
-            assert_eq!(objects.get_range(&one, 8..100).await.unwrap(), "which is longer");
-            objects.delete(&one).await.unwrap();
-            let missing = objects.get(&one).await.unwrap_err();
+            assert_eq!(objects.get_range(&one, 8..100).await?, "which is longer");
+            objects.delete(&one).await?;
+            let missing = objects.get(&one).await.expect_err("a deleted object is gone");
             assert!(matches!(missing, object_store::Error::NotFound { .. }), "{missing}");
 
             let large = random_bytes(LARGE_BYTES);
-            let upload = objects.put_multipart(&one).await.unwrap();
+            let upload = objects.put_multipart(&one).await?;
             let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
             for piece in large.chunks(PIECE_BYTES) {
-                parts.wait_for_capacity(4).await.unwrap();
+                parts.wait_for_capacity(4).await?;
                 parts.write(piece);
             }
             let before = objects.head(&one).await;
             assert!(before.is_err(), "an upload is not visible before it is complete");
-            parts.finish().await.unwrap();
-            assert_eq!(objects.head(&one).await.unwrap().size, LARGE_BYTES as u64);
+            parts.finish().await?;
+            assert_eq!(objects.head(&one).await?.size, LARGE_BYTES as u64);
             let middle = LARGE_BYTES as u64 / 2;
-            let range = objects.get_range(&one, middle..middle + 9).await.unwrap();
+            let range = objects.get_range(&one, middle..middle + 9).await?;
             assert_eq!(range, large[LARGE_BYTES / 2..][..9]);
-            let read = objects.get(&one).await.unwrap().bytes().await.unwrap();
+            let read = objects.get(&one).await?.bytes().await?;
             assert!(read == large, "the large object is what was sent");
 
             let two = at("two".to_owned());
-            let mut aborted = objects.put_multipart(&two).await.unwrap();
-            aborted.put_part(vec![0; PART_BYTES].into()).await.unwrap();
-            aborted.abort().await.unwrap();
+            let mut aborted = objects.put_multipart(&two).await?;
+            aborted.put_part(vec![0; PART_BYTES].into()).await?;
+            aborted.abort().await?;
             assert!(objects.head(&two).await.is_err(), "an aborted upload leaves no object");
 
             let many = (0..MANY).map(|index| at(format!("many/{index:04}"))).collect::<Vec<_>>();
             let puts = stream::iter(&many).map(|name| objects.put(name, "x".into()));
-            puts.buffer_unordered(16).try_collect::<Vec<_>>().await.unwrap();
+            puts.buffer_unordered(16).try_collect::<Vec<_>>().await?;
             let prefix = at("many".to_owned());
             let listed = || objects.list(Some(&prefix)).map_ok(|meta| meta.location);
-            assert_eq!(listed().try_collect::<Vec<_>>().await.unwrap(), many);
+            assert_eq!(listed().try_collect::<Vec<_>>().await?, many);
             let deleted = objects.delete_stream(stream::iter(many.clone()).map(Ok).boxed());
-            assert_eq!(deleted.try_collect::<Vec<_>>().await.unwrap().len(), MANY);
-            assert_eq!(listed().try_collect::<Vec<_>>().await.unwrap(), []);
+            assert_eq!(deleted.try_collect::<Vec<_>>().await?.len(), MANY);
+            assert_eq!(listed().try_collect::<Vec<_>>().await?, []);
+            Ok::<_, object_store::Error>(())
         });
+        done.expect("the storage does what it is told");
     }
 }

@@ -49,6 +49,9 @@ fn objects_are_put_read_listed_replaced_and_deleted() {
     for more in [DISTRIBUTION_2, DISTRIBUTION_3] {
         Opened::open(&sandbox, &section(azurite.service_url(), more)).unwrap().exercise();
     }
+    // And nothing is left of what was deleted or aborted.
+    let name = "docker/larder/test/one";
+    assert_eq!(azurite.names(), [format!("/{name}"), name.to_owned()]);
 }
 
 /// Guarantee 9: no secret reaches a log or an error.
