@@ -97,10 +97,12 @@ pub fn open(config: &Config) -> Result<Backend, String> {
 /// # Errors
 /// A sentence that names the key to look at.
 pub fn check(config: &Config, backend: &Backend) -> BoxFuture<'static, Result<(), String>> {
-    let explain: fn(&object_store::Error) -> Option<&'static str> = match config {
-        Config::Azure(_) => azure::explain,
-        Config::Gcs(_) => gcs::explain,
-        Config::Filesystem { .. } | Config::S3(_) => |_| None,
+    type Explain = fn(&object_store::Error) -> Option<&'static str>;
+    let (section, explain): (_, Explain) = match config {
+        Config::Filesystem { .. } => ("storage.filesystem", |_| None),
+        Config::S3(_) => ("storage.s3", |_| None),
+        Config::Azure(_) => ("storage.azure", azure::explain),
+        Config::Gcs(_) => ("storage.gcs", gcs::explain),
     };
     let objects = Arc::clone(&backend.objects);
     let prefix = Path::from(format!("{}/docker/larder", backend.root_directory));
@@ -109,10 +111,10 @@ pub fn check(config: &Config, backend: &Backend) -> BoxFuture<'static, Result<()
         match timeout(CHECK_TIMEOUT, listing).await {
             Ok(None | Some(Ok(_))) => Ok(()),
             Ok(Some(Err(e))) => {
-                let key = explain(&e).unwrap_or("storage");
+                let key = explain(&e).unwrap_or(section);
                 Err(format!("{key}: the storage cannot be used: {}", http::cause(&e)))
             }
-            Err(_) => Err(format!("storage: no answer within {CHECK_TIMEOUT:?}")),
+            Err(_) => Err(format!("{section}: no answer within {CHECK_TIMEOUT:?}")),
         }
     };
     check.boxed()
