@@ -5,13 +5,16 @@
 //! network, mount and cgroup namespace of its own. So ports never collide, nothing leaves the
 //! machine, and whatever is mounted or started is gone with the test, however it ends.
 
+mod azurite;
 mod client;
 pub mod conformance;
 mod containerd;
 mod dockerd;
+mod gcs;
 mod haproxy;
 mod image;
 mod node;
+mod opened;
 mod podman;
 mod process;
 mod registry;
@@ -23,10 +26,13 @@ mod skopeo;
 mod storage;
 mod upstream;
 
+pub use azurite::Azurite;
 pub use client::{Client, Kind};
+pub use gcs::Gcs;
 pub use haproxy::Haproxy;
 pub use image::{Blob, Format, Image, Platform, random_bytes};
 pub use node::{Access, Node, bin};
+pub use opened::{Distributed, Opened, Untrusted};
 pub use process::{Failure, Process, run, until};
 pub use registry::{Download, Registry};
 pub use s3::S3;

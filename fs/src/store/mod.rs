@@ -2,8 +2,11 @@
 //!
 //! The only place that names `object_store`. Each system's peculiarities are in a file of its own.
 
+mod azure;
 mod circuit;
 mod directory;
+mod gcs;
+mod http;
 mod keys;
 mod s3;
 
@@ -87,17 +90,12 @@ impl Backend {
 
     /// An error in one sentence, with the key of the configuration to look at.
     pub fn explain(&self, error: &object_store::Error) -> String {
-        let said = innermost(error);
+        let said = http::cause(error);
         match (self.mistaken_key)(error) {
             Some(key) => format!("{said}; look at {key}"),
             None => format!("{}: {said}", self.objects),
         }
     }
-}
-
-/// The last cause of an error, which says most; the others repeat it.
-fn innermost(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), innermost)
 }
 
 /// The system of a `storage:` section. Nothing is sent to a server yet.
@@ -108,6 +106,8 @@ pub fn open(config: &Config) -> Result<Backend, String> {
     match config {
         Config::Filesystem { root_directory } => directory::open(root_directory),
         Config::S3(config) => s3::open(config),
+        Config::Azure(config) => azure::open(config),
+        Config::Gcs(config) => gcs::open(config),
     }
 }
 

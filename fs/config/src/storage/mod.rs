@@ -1,10 +1,18 @@
 //! `storage:`
 
+mod azure;
+mod gcs;
 mod s3;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
-pub use self::s3::S3;
+pub use self::{
+    azure::{Azure, AzureCredentials},
+    gcs::{Gcs, ServiceAccount},
+    s3::S3,
+};
 use crate::{section::Section, value::absolute_path};
 
 /// Distribution's drivers, those first that work here.
@@ -12,7 +20,6 @@ const DRIVERS: [&str; 7] = ["filesystem", "s3", "azure", "gcs", "oss", "swift", 
 
 /// `storage:`: the one driver that holds the content, shared by every node.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Storage {
     /// `storage.filesystem`: a directory, local or on NFS.
     Filesystem {
@@ -21,6 +28,10 @@ pub enum Storage {
     },
     /// `storage.s3`
     S3(S3),
+    /// `storage.azure`
+    Azure(Azure),
+    /// `storage.gcs`
+    Gcs(Gcs),
 }
 
 impl Storage {
@@ -51,7 +62,9 @@ impl Storage {
             match driver {
                 "filesystem" => chosen = Some(storage.section(driver, Self::read_filesystem)),
                 "s3" => chosen = storage.section(driver, S3::read).map(Self::S3),
-                _ => storage.mistake(driver, "not supported in this version; use s3 or filesystem"),
+                "azure" => chosen = storage.section(driver, Azure::read).map(Self::Azure),
+                "gcs" => chosen = storage.section(driver, Gcs::read).map(Self::Gcs),
+                _ => storage.mistake(driver, "not supported in this version; use another one"),
             }
         }
         chosen

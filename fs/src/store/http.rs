@@ -1,0 +1,51 @@
+//! What the systems that are reached through HTTP have in common: deadlines, retries, and how
+//! their errors are told.
+
+use std::{error::Error as _, time::Duration};
+
+use object_store::{ClientConfigKey, ClientOptions, RetryConfig};
+
+/// How long one request may take from its first byte to its last: a part of 8 MiB on a slow line.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The library's own default is ten attempts in three minutes, in which a client gives up.
+const RETRIES_MAX: usize = 3;
+const RETRY_TIMEOUT: Duration = Duration::from_secs(8);
+/// As much of what a server says as an operator reads.
+const CAUSE_MAX_CHARS: usize = 200;
+
+/// The connections to an endpoint.
+pub fn client(endpoint: Option<&str>, skip_verify: bool) -> ClientOptions {
+    ClientOptions::new()
+        .with_timeout(REQUEST_TIMEOUT)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_allow_http(endpoint.is_some_and(|url| url.starts_with("http://")))
+        .with_allow_invalid_certificates(skip_verify)
+        .with_config(ClientConfigKey::UserAgent, concat!("larder/", env!("CARGO_PKG_VERSION")))
+}
+
+/// How often, and for how long, a request is tried again.
+pub fn retry() -> RetryConfig {
+    RetryConfig { max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() }
+}
+
+/// Everything that an error says, its causes included, to search in: the library's own types for
+/// what a server answered are not public.
+pub fn text(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}\n{cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Why a request failed, in a few words: the code that the server answered with, or else the
+/// first cause.
+pub fn cause(error: &object_store::Error) -> String {
+    let text = text(error);
+    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+    let last = || text.lines().last().unwrap_or_default();
+    code.map_or_else(last, |(code, _)| code).chars().take(CAUSE_MAX_CHARS).collect()
+}

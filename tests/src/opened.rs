@@ -1,0 +1,240 @@
+//! A storage as `larder-fs` opens it, without a mount.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use larder_config::Config;
+use larder_fs::{
+    check::{self, Readiness},
+    store::{self, Backend, Storage},
+};
+use larder_layout::{Algorithm, Digest, Link, Membership, Repository};
+use object_store::{ObjectStoreExt, WriteMultipart, path::Path as ObjectPath};
+use tokio::runtime::{self, Runtime};
+
+use crate::{Process, Sandbox, random_bytes, run};
+
+/// More than one request takes, and more than one page.
+const LARGE_BYTES: usize = (65 << 20) + 1;
+const PART_BYTES: usize = 8 << 20;
+const PIECE_BYTES: usize = 1 << 20;
+const MANY: usize = 1_100;
+
+const OPENSSL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A `storage:` section, opened. What it sends, it sends from the sandbox of this thread.
+pub struct Opened {
+    /// The section.
+    pub config: Config,
+    /// The storage.
+    pub backend: Backend,
+    runtime: Runtime,
+}
+
+impl Opened {
+    /// Opens a section, `azure: {…}` for example.
+    ///
+    /// # Errors
+    /// The mistakes in it.
+    pub fn open(sandbox: &Sandbox, section: &str) -> Result<Self, String> {
+        let text = format!("version: 0.1\nstorage: {{{section}}}\n");
+        let path = sandbox.file("storage.yml", &text);
+        let config = Config::load(Path::new(&path), []).map_err(|e| e.to_string())?;
+        let backend = store::open(&config.storage)?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        Ok(Self { config, backend, runtime: runtime.expect("a runtime") })
+    }
+
+    /// Runs something that needs the runtime.
+    pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// What `larder-fs` says of the storage when it starts.
+    ///
+    /// # Errors
+    /// That sentence.
+    pub fn check(&self) -> Result<(), String> {
+        match self.run(check::readiness(&self.config.storage)) {
+            Readiness::Ready => Ok(()),
+            Readiness::Unreachable(reason)
+            | Readiness::Inconsistent(reason)
+            | Readiness::Unfit(reason) => Err(reason),
+        }
+    }
+}
+
+/// A server whose certificate nobody trusts.
+pub struct Untrusted {
+    address: String,
+    _process: Process,
+}
+
+impl Untrusted {
+    /// What a test needs to have one.
+    pub const NEEDS: &'static str = "openssl";
+
+    /// Makes a certificate and serves with it.
+    pub fn start(sandbox: &Sandbox) -> Self {
+        let (key, certificate) = (sandbox.path("untrusted.key"), sandbox.path("untrusted.pem"));
+        let mut request = Command::new("openssl");
+        request
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"])
+            .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .arg("-keyout")
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate);
+        run(request, OPENSSL_TIMEOUT).expect("a certificate");
+        let address = sandbox.address();
+        let mut server = Command::new("openssl");
+        server.args(["s_server", "-quiet", "-www", "-accept", &address, "-key"]);
+        server.arg(key).arg("-cert").arg(certificate);
+        let mut process = Process::start(sandbox, "untrusted", server);
+        process.wait_until("a connection", || std::net::TcpStream::connect(&address).ok());
+        Self { address, _process: process }
+    }
+
+    /// `https://` and its address.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+}
+
+/// What Distribution 2.8 and 3 have of an image with one layer, each with the path that every
+/// driver makes its key of.
+pub struct Distributed {
+    /// The content of the layer.
+    pub layer: Vec<u8>,
+    /// Path, which begins with a slash, and content.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+impl Distributed {
+    /// The name of the image.
+    pub const REPOSITORY: &'static str = "library/alpine";
+    /// Its tag.
+    pub const TAG: &'static str = "3.20";
+
+    /// An image.
+    pub fn image() -> Self {
+        let (layer, manifest) = (random_bytes(100_000), b"{}".to_vec());
+        let v2 = "/docker/registry/v2";
+        let repository = format!("{v2}/repositories/{}", Self::REPOSITORY);
+        let mut files = Vec::new();
+        for (content, links) in [
+            (&layer, vec!["_layers/sha256/HEX/link"]),
+            (
+                &manifest,
+                vec![
+                    "_manifests/revisions/sha256/HEX/link",
+                    "_manifests/tags/3.20/current/link",
+                    "_manifests/tags/3.20/index/sha256/HEX/link",
+                ],
+            ),
+        ] {
+            let digest = Digest::of(Algorithm::Sha256, content);
+            let hex = digest.hex();
+            files.push((format!("{v2}/blobs/sha256/{}/{hex}/data", &hex[..2]), content.clone()));
+            for link in links {
+                let path = format!("{repository}/{}", link.replace("HEX", hex));
+                files.push((path, digest.to_string().into_bytes()));
+            }
+        }
+        Self { layer, files }
+    }
+
+    /// Finds all of it in a storage, as `larder-fs` looks for it.
+    ///
+    /// # Panics
+    /// When something of it is missing, or is not what it was.
+    pub fn assert_served(&self, opened: Opened) {
+        let Opened { backend, runtime, .. } = opened;
+        let storage = Storage::new(backend);
+        let repository = Self::REPOSITORY.parse().expect("a name");
+        let tag = Link::Tag(Repository::clone(&repository), Self::TAG.parse().expect("a tag"));
+        let layer = Digest::of(Algorithm::Sha256, &self.layer);
+        let member = Link::Member(repository.clone(), Membership::Layer, layer.clone());
+        let served = runtime.block_on(async {
+            assert_eq!(storage.list_repositories(None).await?, ["library"]);
+            assert_eq!(storage.list_tags(&repository).await?, [Self::TAG]);
+            let manifest = Digest::of(Algorithm::Sha256, b"{}");
+            assert_eq!(storage.read_link(&tag).await?, manifest);
+            assert_eq!(storage.read_link(&member).await?, layer);
+            let size_bytes = self.layer.len() as u64;
+            assert_eq!(storage.stat_blob(&layer).await?.size_bytes, size_bytes);
+            let content = storage.read_blob(&layer, 0..size_bytes).await?;
+            assert_eq!(content, self.layer, "the content of the layer");
+            let blobs = storage.list_blobs(Algorithm::Sha256).map_ok(|(digest, _)| digest);
+            let mut listed: Vec<_> = blobs.try_collect().await?;
+            listed.sort_by(|a, b| a.hex().cmp(b.hex()));
+            let mut expected = vec![manifest.clone(), layer.clone()];
+            expected.sort_by(|a, b| a.hex().cmp(b.hex()));
+            assert_eq!(listed, expected);
+            // And what is damaged is removed.
+            storage.mark_damaged(&layer);
+            storage.remove_if_damaged(&layer).await?;
+            assert!(storage.stat_blob(&layer).await.is_err(), "a removed blob is gone");
+            Ok::<_, larder_fs::error::Error>(())
+        });
+        served.expect("all of the image");
+    }
+}
+
+impl Opened {
+    /// Puts, reads, lists, replaces and deletes objects of many sizes.
+    ///
+    /// # Panics
+    /// When the storage does something else than what it was told.
+    pub fn exercise(&self) {
+        let objects = &self.backend.objects;
+        let at = |name: String| ObjectPath::from(format!("docker/larder/test/{name}"));
+        let done = self.run(async {
+            let one = at("one".to_owned());
+            for content in ["first", "second, which is longer"] {
+                objects.put(&one, content.into()).await?;
+                assert_eq!(objects.get(&one).await?.bytes().await?, content);
+            }
+            assert_eq!(objects.get_range(&one, 8..100).await?, "which is longer");
+            objects.delete(&one).await?;
+            let missing = objects.get(&one).await.expect_err("a deleted object is gone");
+            assert!(matches!(missing, object_store::Error::NotFound { .. }), "{missing}");
+
+            let large = random_bytes(LARGE_BYTES);
+            let upload = objects.put_multipart(&one).await?;
+            let mut parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+            for piece in large.chunks(PIECE_BYTES) {
+                parts.wait_for_capacity(4).await?;
+                parts.write(piece);
+            }
+            let before = objects.head(&one).await;
+            assert!(before.is_err(), "an upload is not visible before it is complete");
+            parts.finish().await?;
+            assert_eq!(objects.head(&one).await?.size, LARGE_BYTES as u64);
+            let middle = LARGE_BYTES as u64 / 2;
+            let range = objects.get_range(&one, middle..middle + 9).await?;
+            assert_eq!(range, large[LARGE_BYTES / 2..][..9]);
+            let read = objects.get(&one).await?.bytes().await?;
+            assert!(read == large, "the large object is what was sent");
+
+            let two = at("two".to_owned());
+            let mut aborted = objects.put_multipart(&two).await?;
+            aborted.put_part(vec![0; PART_BYTES].into()).await?;
+            aborted.abort().await?;
+            assert!(objects.head(&two).await.is_err(), "an aborted upload leaves no object");
+
+            let many = (0..MANY).map(|index| at(format!("many/{index:04}"))).collect::<Vec<_>>();
+            let puts = stream::iter(&many).map(|name| objects.put(name, "x".into()));
+            puts.buffer_unordered(16).try_collect::<Vec<_>>().await?;
+            let prefix = at("many".to_owned());
+            let listed = || objects.list(Some(&prefix)).map_ok(|meta| meta.location);
+            assert_eq!(listed().try_collect::<Vec<_>>().await?, many);
+            let deleted = objects.delete_stream(stream::iter(many.clone()).map(Ok).boxed());
+            assert_eq!(deleted.try_collect::<Vec<_>>().await?.len(), MANY);
+            assert_eq!(listed().try_collect::<Vec<_>>().await?, []);
+            Ok::<_, object_store::Error>(())
+        });
+        done.expect("the storage does what it is told");
+    }
+}
