@@ -17,7 +17,10 @@ use larder_fs::{
     fuse,
     store::{self, Storage},
 };
-use nix::mount::{MntFlags, umount, umount2};
+use nix::{
+    mount::{MntFlags, umount, umount2},
+    sys::stat::{Mode, umask},
+};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
@@ -52,6 +55,8 @@ pub fn run(config: &Path, mountpoint: &Path, allow_other: bool) -> ExitCode {
 /// Everything that can be wrong with the configuration, before anything is mounted.
 fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
     start_log(&config.log);
+    // What is published is for every node to read, and for registries, whatever user they run as.
+    umask(Mode::from_bits_truncate(0o022));
     for note in &config.notes {
         tracing::info!("{note}");
     }

@@ -10,6 +10,7 @@ mod containerd;
 mod dockerd;
 mod haproxy;
 mod image;
+pub mod nfs;
 mod node;
 mod podman;
 mod process;
