@@ -1,6 +1,11 @@
 //! Power cuts for `larder-fs`.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use larder_layout::Digest;
 use larder_tests::{
@@ -18,7 +23,7 @@ struct Scene<'a> {
     node: Node<'a>,
     upstream: ScriptedUpstream,
     image: Image,
-    storage: std::path::PathBuf,
+    storage: PathBuf,
 }
 
 impl<'a> Scene<'a> {
@@ -84,27 +89,39 @@ fn killed_while_a_blob_is_committed() {
     let Some(sandbox) = Sandbox::enter(&Node::NEEDS) else { return };
     let mut scene = Scene::new(&sandbox);
     let repository = scene.image.repository.clone();
-    for _ in 0..COMMITS {
+    let mut hits = 0;
+    for kill in 0..COMMITS {
         let blob = Blob::new("application/octet-stream", random_bytes(LARGE_BLOB_BYTES));
         scene.upstream.add(&repository, &blob);
         let registry = scene.node.registry();
         thread::scope(|scope| {
             let client = scope.spawn(|| registry.blob(&repository, &blob.digest));
-            until("the commit has begun to write to the storage", TIMEOUT, || {
-                has_entry(&scene.storage, &blob.digest).then_some(())
+            // Each time a little further into the commit: at its first byte, at a fifth, ...
+            let enough = (kill * LARGE_BLOB_BYTES / COMMITS + 1) as u64;
+            let is_published = || published(&scene.storage, &blob.digest).exists();
+            until("a commit under way", TIMEOUT, || {
+                (staged_bytes(&scene.storage) >= enough || is_published()).then_some(())
             });
             scene.node.kill_fs();
+            hits += usize::from(!is_published());
             if let Ok(size_bytes) = client.join().expect("a client") {
                 assert_eq!(size_bytes, blob.bytes.len() as u64);
             }
         });
         scene.restart_and_check(&blob.digest);
     }
+    eprintln!("{hits} of {COMMITS} kills came before the blob was published");
+    assert!(hits > 0, "no kill has hit a commit, so that this has proved nothing");
 }
 
-/// Whether the storage has the directory of this blob, with anything in it.
-fn has_entry(storage: &Path, digest: &Digest) -> bool {
+/// Where the storage has this blob when it is whole.
+fn published(storage: &Path, digest: &Digest) -> PathBuf {
     let (shard, hex) = (&digest.hex()[..2], digest.hex());
-    let directory = storage.join("docker/registry/v2/blobs/sha256").join(shard).join(hex);
-    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+    storage.join("docker/registry/v2/blobs/sha256").join(shard).join(hex).join("data")
+}
+
+/// How much has been written to the storage under no name of the layout yet.
+fn staged_bytes(storage: &Path) -> u64 {
+    let entries = fs::read_dir(storage.join("docker/larder/staging")).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }
