@@ -401,3 +401,45 @@ impl MultipartUpload for DirectoryUpload {
         self.directory.blocking(move |_| drop(staged)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::ObjectStoreExt;
+
+    use super::*;
+
+    async fn create(directory: &Directory, key: &Path, content: String) -> Result<PutResult> {
+        directory.put_opts(key, content.into(), PutMode::Create.into()).await
+    }
+
+    #[tokio::test]
+    async fn one_of_many_creates_a_name() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temporary.path()).unwrap();
+        let key = Path::from("docker/larder/new/directory/lease");
+        let writers = (0..16).map(|n| create(&directory, &key, n.to_string()));
+        let outcomes = futures_util::future::join_all(writers).await;
+        let winners = outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_ok());
+        let winners: Vec<_> = winners.map(|(n, _)| n.to_string()).collect();
+        let content = directory.get(&key).await.unwrap().bytes().await.unwrap();
+        assert_eq!(winners, [std::str::from_utf8(&content).unwrap()]);
+        let is_loss = |e: &Error| matches!(e, Error::AlreadyExists { .. });
+        assert!(outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).all(is_loss));
+    }
+
+    #[tokio::test]
+    async fn a_blob_takes_its_own_directory_with_it_and_comes_back() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temporary.path()).unwrap();
+        let key = Path::from("blobs/sha256/00/00ff/data");
+        for _ in 0..2 {
+            directory.put(&key, "content".into()).await.unwrap();
+            assert_eq!(directory.head(&key).await.unwrap().size, 7);
+            directory.delete(&key).await.unwrap();
+            let missing = directory.head(&key).await;
+            assert!(matches!(missing, Err(Error::NotFound { .. })));
+            assert!(!temporary.path().join("blobs/sha256/00/00ff").exists());
+            assert!(temporary.path().join("blobs/sha256/00").exists());
+        }
+    }
+}
