@@ -30,6 +30,9 @@ pub enum Error {
     /// The shared storage has failed again and again, and is not asked for a moment.
     #[error("the shared storage is down")]
     Down,
+    /// The shared storage takes nothing more in. It can still be read.
+    #[error("the shared storage is full: {0}")]
+    Full(String),
     /// The local disk of the cache failed.
     #[error("local cache: {operation}: {source}")]
     Disk {
@@ -66,6 +69,7 @@ impl Error {
     pub fn storage(operation: impl Into<String>, source: object_store::Error) -> Self {
         match source {
             object_store::Error::NotFound { .. } => Self::NotFound,
+            source if is_full(&source) => Self::Full(operation.into()),
             source => Self::Storage { operation: operation.into(), source: Arc::new(source) },
         }
     }
@@ -82,6 +86,7 @@ impl Error {
             Self::NotFound | Self::Damaged(_) => libc::ENOENT,
             Self::Mismatch(_) => libc::EBADMSG,
             Self::Storage { .. } | Self::Down => libc::EIO,
+            Self::Full(_) => libc::ENOSPC,
             Self::Disk { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => libc::ENOSPC,
                 _ => libc::EIO,
@@ -95,4 +100,17 @@ impl Error {
             Self::BadHandle => libc::EBADF,
         }
     }
+}
+
+/// Whether a disk with the storage on it is full, or a quota used up.
+fn is_full(error: &object_store::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if let Some(libc::ENOSPC | libc::EDQUOT) = errno {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }

@@ -159,10 +159,14 @@ impl Ingest {
 
     async fn send(&self, staged: &Arc<StagedFile>, digest: &Digest, size_bytes: u64) -> Result<()> {
         match self.storage.stat_blob(digest).await {
-            Ok(meta) if meta.size_bytes == size_bytes => {
-                return self.verify(staged, digest, size_bytes).await;
+            Ok(meta) => {
+                self.verify(staged, digest, size_bytes).await?;
+                if meta.size_bytes == size_bytes {
+                    return Ok(());
+                }
+                self.storage.mark_damaged(digest);
             }
-            Ok(_) | Err(Error::NotFound) => {}
+            Err(Error::NotFound) => {}
             Err(e) => return Err(e),
         }
         if size_bytes <= PART_BYTES {
@@ -176,7 +180,7 @@ impl Ingest {
         self.send_in_parts(staged, digest, size_bytes, timeout).await
     }
 
-    /// Another node has published the same blob: nothing has to be sent.
+    /// Another node has published the same blob: when it is whole, nothing has to be sent.
     async fn verify(
         &self,
         staged: &Arc<StagedFile>,

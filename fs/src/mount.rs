@@ -18,7 +18,10 @@ use larder_fs::{
     fuse,
     store::{self, Storage},
 };
-use nix::mount::{MntFlags, umount, umount2};
+use nix::{
+    mount::{MntFlags, umount, umount2},
+    sys::stat::{Mode, umask},
+};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
@@ -61,6 +64,8 @@ pub fn run(config: &Config, mountpoint: &Path, options: &Options) -> ExitCode {
 
 /// Everything that can be wrong with the configuration, before anything is mounted.
 fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
+    // What is published is for every node to read, and for registries, whatever user they run as.
+    umask(Mode::from_bits_truncate(0o022));
     free_mountpoint(mountpoint)?;
     let storage = Storage::new(store::open(&config.storage)?);
     let cache = Cache::open(&config.cache)?;

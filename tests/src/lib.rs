@@ -13,6 +13,7 @@ mod dockerd;
 mod gcs;
 mod haproxy;
 mod image;
+pub mod nfs;
 mod node;
 mod opened;
 mod podman;

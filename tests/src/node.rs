@@ -47,6 +47,7 @@ pub struct Node<'a> {
     /// The directory that the shim serves: the mount, or a plain one.
     directory: PathBuf,
     has_mount: bool,
+    is_privileged: bool,
     fs: Option<Process>,
     shim: Option<Process>,
 }
@@ -68,6 +69,24 @@ impl<'a> Node<'a> {
         let directory = sandbox.directory(&format!("{name}-mount"));
         let mut node = Self::new(sandbox, name, &directory, storage, upstream);
         node.has_mount = true;
+        node.is_privileged = true;
+        node.start_fs();
+        node.start_shim();
+        node
+    }
+
+    /// The same, but as a user who may mount and has no other privileges: for NFS, where root may
+    /// write nothing.
+    pub fn unprivileged(
+        sandbox: &'a Sandbox,
+        name: &str,
+        storage: &Storage,
+        upstream: Option<&str>,
+    ) -> Self {
+        let directory = sandbox.directory(&format!("{name}-mount"));
+        let mut node = Self::new(sandbox, name, &directory, storage, upstream);
+        give_to_nobody(&sandbox.path(&format!("{name}-cache")));
+        node.has_mount = true;
         node.start_fs();
         node.start_shim();
         node
@@ -76,9 +95,7 @@ impl<'a> Node<'a> {
     /// Starts `larder-shim` alone over a plain directory, as a user without any privileges.
     pub fn plain(sandbox: &'a Sandbox, name: &str, upstream: Option<&str>) -> Self {
         let directory = sandbox.directory(&format!("{name}-directory"));
-        let mut chown = Command::new("chown");
-        chown.arg("nobody:").arg(&directory);
-        run(chown, MOUNT_TIMEOUT).expect("a directory that belongs to nobody");
+        give_to_nobody(&directory);
         let storage = Storage::Directory(sandbox.path(&format!("{name}-unused")));
         let mut node = Self::new(sandbox, name, &directory, &storage, upstream);
         node.start_shim();
@@ -113,6 +130,7 @@ impl<'a> Node<'a> {
             address,
             directory: directory.to_owned(),
             has_mount: false,
+            is_privileged: false,
             fs: None,
             shim: None,
         }
@@ -120,7 +138,7 @@ impl<'a> Node<'a> {
 
     /// Mounts, and waits until the mount answers.
     pub fn start_fs(&mut self) {
-        let mut command = Command::new(bin("larder-fs"));
+        let mut command = self.command("larder-fs");
         command.arg("mount").arg("--config").arg(&self.config).arg(&self.directory);
         command.arg("--allow-other");
         let mut process = Process::start(self.sandbox, &format!("{}-fs", self.name), command);
@@ -130,7 +148,7 @@ impl<'a> Node<'a> {
 
     /// Starts the registry, and waits until it says that it is healthy.
     pub fn start_shim(&mut self) {
-        let mut command = self.shim_command();
+        let mut command = self.command("larder-shim");
         command.arg("serve").arg("--config").arg(&self.config).arg("--root").arg(&self.directory);
         let mut process = Process::start(self.sandbox, &format!("{}-shim", self.name), command);
         let registry = self.registry();
@@ -138,19 +156,25 @@ impl<'a> Node<'a> {
         self.shim = Some(process);
     }
 
-    fn shim_command(&self) -> Command {
-        if self.has_mount {
-            return Command::new(bin("larder-shim"));
+    fn command(&self, program: &str) -> Command {
+        if self.is_privileged {
+            return Command::new(bin(program));
         }
         // Built where nobody else may look, perhaps: shown at a path that nobody can reach.
-        let program = self.sandbox.file(&format!("{}-larder-shim", self.name), "");
+        let shown = self.sandbox.file(&format!("{}-{program}", self.name), "");
         let mut bind = Command::new("mount");
-        bind.arg("--bind").arg(bin("larder-shim")).arg(&program);
-        run(bind, MOUNT_TIMEOUT).expect("larder-shim where everybody can reach it");
+        bind.arg("--bind").arg(bin(program)).arg(&shown);
+        run(bind, MOUNT_TIMEOUT).expect("a program where everybody can reach it");
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs"]);
-        command.args(["--inh-caps=-all", "--bounding-set=-all", "--pdeathsig=KILL"]);
-        command.arg(program);
+        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--pdeathsig=KILL"]);
+        if program == "larder-fs" {
+            // As systemd starts it: it may mount, and nothing else that others may not.
+            command.args(["--inh-caps=-all,+sys_admin", "--ambient-caps=+sys_admin"]);
+            command.args(["--bounding-set=-all,+sys_admin", "--no-new-privs"]);
+        } else {
+            command.args(["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]);
+        }
+        command.arg(shown);
         command
     }
 
@@ -246,6 +270,12 @@ impl Drop for Node<'_> {
             fs.stop();
         }
     }
+}
+
+fn give_to_nobody(directory: &Path) {
+    let mut chown = Command::new("chown");
+    chown.arg("nobody:").arg(directory);
+    run(chown, MOUNT_TIMEOUT).expect("a directory that belongs to nobody");
 }
 
 fn access(line: &Value) -> Option<Access> {

@@ -1,40 +1,56 @@
 //! A directory as the shared storage: on a local disk, or on NFS.
 //!
-//! The library's own directory store reads and lists; what is written and what is missing is
-//! ours, because on NFS
+//! Nothing here relies on mount options. On NFS, with the default ones,
 //! - a name that was looked up too early stays hidden for up to 30 s after another node published
-//!   it, unless its directories are revalidated (opened and closed) before the miss is believed;
-//! - a tag that another node has moved shows its old target, unless its directory is revalidated;
+//!   it, and a tag that another node has moved shows its old target, unless their directories are
+//!   revalidated first ([`names`]);
 //! - renaming over a blob costs a recall of every delegation, and readers their file: blobs are
-//!   published by `link(2)`, which tells the loser of a race that the blob is there already.
+//!   published by `link(2)`, which tells the loser of a race that the blob is there already;
+//! - a file that another node has removed may be lost while it is read (ESTALE).
 //!
 //! Everything is staged in `docker/larder/staging/`, outside of what a registry looks at, written
-//! and synced there, and only then given its name.
+//! and synced there, and only then given its name ([`staged`]).
+
+mod names;
+mod staged;
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, ErrorKind, Write},
-    os::unix::fs::FileExt,
-    path::{Path as FilePath, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
+    fs::{self, File, Metadata},
+    io::{self, ErrorKind},
+    ops::Range,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path as FilePath,
+    sync::Arc,
+    thread,
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
-use futures_util::stream::BoxStream;
-use object_store::{
-    Attributes, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    UploadPart, local::LocalFileSystem, path::Path,
+use bytes::Bytes;
+use futures_util::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
 };
+use object_store::{
+    Attributes, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
+    MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result, UploadPart, local::LocalFileSystem, path::Path,
+};
+use tokio::sync::Semaphore;
 
+use self::{
+    names::Root,
+    staged::{IfExists, Staged},
+};
 use super::{Backend, PART_BYTES};
 
-/// What a node that crashed left behind is swept when it is this old. No upload takes as long.
-const LEFTOVER_AGE: Duration = Duration::from_hours(24);
+/// How many threads may wait for the directory. An NFS server that is away keeps them all, and the
+/// local cache needs threads, too.
+const CALLS_MAX: usize = 64;
+/// How often a file is opened anew that another node removed while it was opened or read.
+const OPENS_MAX: usize = 5;
+/// How many objects are removed at a time.
+const DELETES: usize = 10;
 
 /// The store of a `storage.filesystem` section.
 ///
@@ -68,86 +84,54 @@ fn mistaken_key(error: &Error) -> Option<&'static str> {
     None
 }
 
-/// A directory that is written durably, and read as NFS needs it.
-#[derive(Debug)]
+/// A directory that is written durably, and read as NFS needs it. Clones are the same directory.
+#[derive(Clone, Debug)]
 pub struct Directory {
-    root: PathBuf,
+    root: Arc<Root>,
     inner: LocalFileSystem,
+    calls: Arc<Semaphore>,
 }
 
 impl Directory {
-    /// Opens `root`, which must exist: creating it would hide an export that is not mounted.
+    /// Opens `path`, which must exist: creating it would hide an export that is not mounted.
     ///
     /// # Errors
     /// A sentence that names the key to look at.
-    pub fn open(root: &FilePath) -> Result<Self, String> {
-        let inner = LocalFileSystem::new_with_prefix(root).map_err(|e| {
-            format!(
-                "storage.filesystem.rootdirectory: {} cannot be opened: {e}; create it, or mount \
-                 the export there",
-                root.display()
-            )
-        })?;
-        let directory = Self { root: root.to_owned(), inner };
-        directory.sweep_leftovers().map_err(|e| {
-            format!("storage.filesystem.rootdirectory: {} cannot be written: {e}", root.display())
-        })?;
-        Ok(directory)
-    }
+    pub fn open(path: &FilePath) -> Result<Self, String> {
+        let explain =
+            |what: String| format!("storage.filesystem.rootdirectory: {} {what}", path.display());
+        let unopened = |e: &dyn std::fmt::Display| {
+            explain(format!("cannot be opened: {e}; create it, or mount the export there"))
+        };
+        let inner = LocalFileSystem::new_with_prefix(path).map_err(|e| unopened(&e))?;
+        let root = Arc::new(Root::open(path).map_err(|e| unopened(&e))?);
+        staged::try_out(&root).map_err(explain)?;
 
-    fn staging(&self) -> PathBuf {
-        self.root.join("docker/larder/staging")
-    }
-
-    fn sweep_leftovers(&self) -> io::Result<()> {
-        make_directories(&self.staging())?;
-        for entry in fs::read_dir(self.staging())? {
-            let entry = entry?;
-            let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            let age =
-                modified.map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
-            if age.is_ok_and(|age| age > LEFTOVER_AGE) {
-                fs::remove_file(entry.path())?;
+        let swept = Arc::clone(&root);
+        let sweep = move || {
+            if let Err(e) = staged::sweep_leftovers(&swept) {
+                tracing::warn!("cannot remove what a crash has left in the storage: {e}");
             }
-        }
-        Ok(())
+        };
+        let sweeper = thread::Builder::new().name("sweep".to_owned()).spawn(sweep);
+        sweeper.map_err(|e| format!("no thread to sweep leftovers: {e}"))?;
+        Ok(Self { root, inner, calls: Arc::new(Semaphore::new(CALLS_MAX)) })
     }
 
-    fn stage(&self) -> io::Result<Staged> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        // The time makes the name unique among nodes whose process has the same number.
-        let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-        let counter = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = self.staging().join(format!("{}-{time}-{counter}", std::process::id()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        Ok(Staged { path, file: Some(file) })
-    }
-
-    fn file_path(&self, location: &Path) -> PathBuf {
-        self.root.join(location.as_ref())
-    }
-
-    /// Opens and closes each directory on the way to `location`, which makes an NFS client ask
-    /// the server whether what it remembers of them still holds.
-    fn revalidate(&self, location: &Path) {
-        let mut directory = self.root.clone();
-        for part in location.parts() {
-            if File::open(&directory).is_err() {
-                return;
-            }
-            directory.push(part.as_ref());
-        }
-    }
-
-    /// Runs a blocking operation on this directory in a thread of its own.
+    /// Runs what may wait for the directory in a thread of its own.
     async fn blocking<T: Send + 'static>(
         &self,
-        location: &Path,
-        operation: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+        operation: impl FnOnce(&Arc<Root>) -> T + Send + 'static,
     ) -> Result<T> {
-        let directory = Self { root: self.root.clone(), inner: self.inner.clone() };
-        let outcome = tokio::task::spawn_blocking(move || operation(&directory)).await?;
-        outcome.map_err(|e| error(location, e))
+        let call = Arc::clone(&self.calls).acquire_owned().await;
+        let call = call.map_err(|e| generic(e.into()))?;
+        let root = Arc::clone(&self.root);
+        let run = tokio::task::spawn_blocking(move || {
+            // Held until the thread is free again, also when nobody waits for it any more.
+            let _call = call;
+            operation(&root)
+        });
+        Ok(run.await?)
     }
 }
 
@@ -156,86 +140,151 @@ fn is_immutable(location: &Path) -> bool {
     location.filename() == Some("data")
 }
 
-fn error(location: &Path, source: io::Error) -> Error {
-    let path = location.to_string();
+fn is_stale(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESTALE)
+}
+
+/// Opens an object, and reads what is asked for.
+fn get(root: &Root, location: &Path, options: &GetOptions) -> Result<GetResult> {
+    let path = root.path_of(location);
+    if !is_immutable(location)
+        && let Some(parent) = path.parent()
+    {
+        // Another node may have moved it. Should this fail, the object is missing, and all the
+        // directories above it are asked.
+        let _ = File::open(parent);
+    }
+    let mut opens = 1;
+    loop {
+        let error = match read(&path, location, options) {
+            Ok(outcome) => return outcome,
+            Err(e) => e,
+        };
+        let is_missing = error.kind() == ErrorKind::NotFound;
+        let is_doubtful = opens == 1 && is_missing || opens < OPENS_MAX && is_stale(&error);
+        if !is_doubtful {
+            return Err(read_error(location, error));
+        }
+        root.revalidate(&path);
+        opens += 1;
+    }
+}
+
+/// The outer error is the operating system's.
+fn read(path: &FilePath, location: &Path, options: &GetOptions) -> io::Result<Result<GetResult>> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(ErrorKind::NotFound.into());
+    }
+    let meta = object_meta(location, &metadata)?;
+    let range = match range(&meta, options) {
+        Ok(range) => range,
+        Err(e) => return Ok(Err(e)),
+    };
+    let payload = if options.range.is_some() && !options.head {
+        let mut content = vec![0; (range.end - range.start) as usize];
+        file.read_exact_at(&mut content, range.start)?;
+        GetResultPayload::Stream(stream::iter([Ok(Bytes::from(content))]).boxed())
+    } else {
+        GetResultPayload::File(file, path.to_owned())
+    };
+    let (attributes, extensions) = Default::default();
+    Ok(Ok(GetResult { payload, meta, range, attributes, extensions }))
+}
+
+fn range(meta: &ObjectMeta, options: &GetOptions) -> Result<Range<u64>> {
+    options.check_preconditions(meta)?;
+    match &options.range {
+        Some(range) => range.as_range(meta.size).map_err(|e| generic(e.into())),
+        None => Ok(0..meta.size),
+    }
+}
+
+fn object_meta(location: &Path, metadata: &Metadata) -> io::Result<ObjectMeta> {
+    let modified = metadata.modified()?;
+    let time = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    Ok(ObjectMeta {
+        location: location.clone(),
+        last_modified: modified.into(),
+        size: metadata.len(),
+        e_tag: Some(format!("\"{:x}-{time:x}-{:x}\"", metadata.ino(), metadata.len())),
+        version: None,
+    })
+}
+
+/// The names in a directory, which may be missing.
+fn list(root: &Root, prefix: &Path) -> Result<ListResult> {
+    let path = root.path_of(prefix);
+    root.revalidate(&path);
+    let (common_prefixes, objects, extensions) = Default::default();
+    let mut list = ListResult { common_prefixes, objects, extensions };
+    match list_into(&mut list, &path, prefix) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(read_error(prefix, e)),
+        _ => {}
+    }
+    list.common_prefixes.sort();
+    Ok(list)
+}
+
+fn list_into(list: &mut ListResult, path: &FilePath, prefix: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        // Larder's keys are Distribution's, which are ASCII.
+        let name = entry.file_name();
+        let Some(location) = name.to_str().map(|name| prefix.clone().join(name)) else { continue };
+        if entry.file_type()?.is_dir() {
+            list.common_prefixes.push(location);
+            continue;
+        }
+        match entry.metadata() {
+            Ok(metadata) => list.objects.push(object_meta(&location, &metadata)?),
+            Err(e) if e.kind() == ErrorKind::NotFound || is_stale(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Removes an object, and the directory that was made for it, if nothing else is in it.
+///
+/// Whoever is about to publish something there makes it anew.
+fn delete(root: &Root, location: &Path) -> Result<()> {
+    let path = root.path_of(location);
+    root.revalidate(&path);
+    fs::remove_file(&path).map_err(|e| read_error(location, e))?;
+    if let Some(parent) = path.parent() {
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(())
+}
+
+fn read_error(location: &Path, source: io::Error) -> Error {
     match source.kind() {
-        ErrorKind::NotFound => Error::NotFound { path, source: source.into() },
-        ErrorKind::AlreadyExists => Error::AlreadyExists { path, source: source.into() },
-        _ => Error::Generic { store: "directory", source: source.into() },
-    }
-}
-
-/// Creates a directory and those above it, each durably.
-fn make_directories(path: &FilePath) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Ok(()) => path.parent().map_or(Ok(()), sync_directory),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            make_directories(path.parent().ok_or(e)?)?;
-            make_directories(path)
+        ErrorKind::NotFound => {
+            Error::NotFound { path: location.to_string(), source: source.into() }
         }
-        Err(e) => Err(e),
+        _ => generic(source.into()),
     }
 }
 
-fn sync_directory(path: &FilePath) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// A file that has no name yet in the layout. Dropped before it has one, it is removed.
-#[derive(Debug)]
-struct Staged {
-    path: PathBuf,
-    file: Option<File>,
-}
-
-impl Staged {
-    fn file(&self) -> io::Result<&File> {
-        self.file.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
-    }
-
-    /// Syncs the content and gives it its name. A name that exists is replaced by a link, and
-    /// kept by a blob.
-    fn publish(mut self, target: &FilePath, immutable: bool) -> io::Result<()> {
-        self.file()?.sync_all()?;
-        // NFS may report a full disk only when the file is closed, and then only once.
-        if let Some(file) = self.file.take() {
-            close(file)?;
+/// As [`read_error`], but what is not there is no object: nobody asked for one.
+fn write_error(location: &Path, source: io::Error) -> Error {
+    match source.kind() {
+        ErrorKind::AlreadyExists => {
+            Error::AlreadyExists { path: location.to_string(), source: source.into() }
         }
-        let parent = target.parent().ok_or(ErrorKind::InvalidInput)?;
-        make_directories(parent)?;
-        if immutable {
-            match fs::hard_link(&self.path, target) {
-                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(e),
-                _ => {}
-            }
-        } else {
-            fs::rename(&self.path, target)?;
-        }
-        sync_directory(parent)
+        _ => generic(source.into()),
     }
 }
 
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // After a rename there is nothing to remove; a failure leaves work for the sweep.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Closes a file and reports what close(2) says, which `File` does not.
-fn close(file: File) -> io::Result<()> {
-    use std::os::fd::IntoRawFd;
-    // SAFETY: the descriptor is owned, open, and given up by into_raw_fd.
-    match unsafe { libc::close(file.into_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+fn generic(source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    Error::Generic { store: "directory", source }
 }
 
 impl std::fmt::Display for Directory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "directory {}", self.root.display())
+        write!(f, "directory {}", self.root.path().display())
     }
 }
 
@@ -247,19 +296,21 @@ impl ObjectStore for Directory {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        if options.mode != PutMode::Overwrite {
-            return Err(Error::NotSupported { source: "conditional writes".into() });
-        }
-        let key = location.clone();
-        self.blocking(location, move |directory| {
-            let staged = directory.stage()?;
-            for piece in &payload {
-                staged.file()?.write_all(piece)?;
+        let if_exists = match options.mode {
+            PutMode::Overwrite => if_exists(location),
+            PutMode::Create => IfExists::Fail,
+            PutMode::Update(_) => {
+                return Err(Error::NotSupported { source: "conditional updates".into() });
             }
-            staged.publish(&directory.file_path(&key), is_immutable(&key))
-        })
-        .await?;
-        Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
+        };
+        let key = location.clone();
+        let put = self.blocking(move |root| {
+            let staged = Staged::create(root)?;
+            staged.write(&payload, 0)?;
+            staged.publish(&root.path_of(&key), if_exists)
+        });
+        put.await?.map_err(|e| write_error(location, e))?;
+        Ok(put_result())
     }
 
     async fn put_multipart_opts(
@@ -267,54 +318,50 @@ impl ObjectStore for Directory {
         location: &Path,
         _options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let staged = self.blocking(location, Self::stage).await?;
+        let staged = self.blocking(Staged::create).await?.map_err(|e| write_error(location, e))?;
         Ok(Box::new(DirectoryUpload {
+            directory: self.clone(),
             location: location.clone(),
-            target: self.file_path(location),
             staged: Some(Arc::new(staged)),
             size_bytes: 0,
         }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let key = location.clone();
-        let revalidate = move |directory: &Self| {
-            directory.revalidate(&key);
-            Ok(())
-        };
-        if !is_immutable(location) {
-            self.blocking(location, revalidate).await?;
-            return self.inner.get_opts(location, options).await;
-        }
-        match self.inner.get_opts(location, options.clone()).await {
-            Err(Error::NotFound { .. }) => {
-                self.blocking(location, revalidate).await?;
-                self.inner.get_opts(location, options).await
-            }
-            outcome => outcome,
-        }
+        let location = location.clone();
+        self.blocking(move |root| get(root, &location, &options)).await?
     }
 
     fn delete_stream(
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        let directory = self.clone();
+        let deleted = locations.map(move |location| {
+            let directory = directory.clone();
+            async move {
+                let location = location?;
+                let key = location.clone();
+                directory.blocking(move |root| delete(root, &key)).await??;
+                Ok(location)
+            }
+        });
+        deleted.buffered(DELETES).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let (directory, prefix) = (self.clone(), prefix.cloned());
+        let objects = async move {
+            let path = directory.root.path_of(prefix.as_ref().unwrap_or(&Path::default()));
+            directory.blocking(move |root| root.revalidate(&path)).await?;
+            Ok::<_, Error>(directory.inner.list(prefix.as_ref()))
+        };
+        stream::once(objects).try_flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        if let Some(prefix) = prefix.cloned() {
-            let revalidate = move |directory: &Self| {
-                directory.revalidate(&prefix.join("x"));
-                Ok(())
-            };
-            self.blocking(&Path::default(), revalidate).await?;
-        }
-        self.inner.list_with_delimiter(prefix).await
+        let prefix = prefix.cloned().unwrap_or_default();
+        self.blocking(move |root| list(root, &prefix)).await?
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -322,55 +369,96 @@ impl ObjectStore for Directory {
     }
 }
 
+fn if_exists(location: &Path) -> IfExists {
+    if is_immutable(location) { IfExists::Keep } else { IfExists::Replace }
+}
+
+fn put_result() -> PutResult {
+    PutResult { e_tag: None, version: None, extensions: Default::default() }
+}
+
 /// An upload in parts: written side by side into one staged file.
 #[derive(Debug)]
 struct DirectoryUpload {
+    directory: Directory,
     location: Path,
-    target: PathBuf,
     staged: Option<Arc<Staged>>,
     size_bytes: u64,
 }
 
-impl DirectoryUpload {
-    /// The staged file, once no part is being written any more.
-    fn take_staged(&mut self) -> Result<Staged> {
-        let staged = self.staged.take().and_then(Arc::into_inner);
-        staged.ok_or_else(|| Error::Generic {
-            store: "directory",
-            source: "the upload was completed or aborted while parts were being written".into(),
-        })
-    }
+fn ended() -> Error {
+    generic("the upload has ended, or parts of it are still being written".into())
 }
 
 #[async_trait]
 impl MultipartUpload for DirectoryUpload {
     fn put_part(&mut self, payload: PutPayload) -> UploadPart {
-        let mut offset = self.size_bytes;
+        let offset = self.size_bytes;
         self.size_bytes += payload.content_length() as u64;
-        let (staged, location) = (self.staged.clone(), self.location.clone());
+        let (directory, location) = (self.directory.clone(), self.location.clone());
+        let staged = self.staged.clone();
         Box::pin(async move {
-            let write = move || {
-                let staged = staged.ok_or(ErrorKind::NotFound)?;
-                for piece in &payload {
-                    staged.file()?.write_all_at(piece, offset)?;
-                    offset += piece.len() as u64;
-                }
-                Ok(())
-            };
-            let outcome: io::Result<()> = tokio::task::spawn_blocking(write).await?;
-            outcome.map_err(|e| error(&location, e))
+            let staged = staged.ok_or_else(ended)?;
+            let write = directory.blocking(move |_| staged.write(&payload, offset));
+            write.await?.map_err(|e| write_error(&location, e))
         })
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        let staged = self.take_staged()?;
-        let (target, immutable) = (self.target.clone(), is_immutable(&self.location));
-        let publish = tokio::task::spawn_blocking(move || staged.publish(&target, immutable));
-        publish.await?.map_err(|e| error(&self.location, e))?;
-        Ok(PutResult { e_tag: None, version: None, extensions: Default::default() })
+        let staged = self.staged.take().and_then(Arc::into_inner).ok_or_else(ended)?;
+        let location = self.location.clone();
+        let publish = self
+            .directory
+            .blocking(move |root| staged.publish(&root.path_of(&location), if_exists(&location)));
+        publish.await?.map_err(|e| write_error(&self.location, e))?;
+        Ok(put_result())
     }
 
+    /// The file goes with the last part that is still being written.
     async fn abort(&mut self) -> Result<()> {
-        self.take_staged().map(drop)
+        let staged = self.staged.take().ok_or_else(ended)?;
+        self.directory.blocking(move |_| drop(staged)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::ObjectStoreExt;
+
+    use super::*;
+
+    async fn create(directory: &Directory, key: &Path, content: String) -> Result<PutResult> {
+        directory.put_opts(key, content.into(), PutMode::Create.into()).await
+    }
+
+    #[tokio::test]
+    async fn one_of_many_creates_a_name() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temporary.path()).unwrap();
+        let key = Path::from("docker/larder/new/directory/lease");
+        let writers = (0..16).map(|n| create(&directory, &key, n.to_string()));
+        let outcomes = futures_util::future::join_all(writers).await;
+        let winners = outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_ok());
+        let winners: Vec<_> = winners.map(|(n, _)| n.to_string()).collect();
+        let content = directory.get(&key).await.unwrap().bytes().await.unwrap();
+        assert_eq!(winners, [std::str::from_utf8(&content).unwrap()]);
+        let is_loss = |e: &Error| matches!(e, Error::AlreadyExists { .. });
+        assert!(outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).all(is_loss));
+    }
+
+    #[tokio::test]
+    async fn a_blob_takes_its_own_directory_with_it_and_comes_back() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temporary.path()).unwrap();
+        let key = Path::from("blobs/sha256/00/00ff/data");
+        for _ in 0..2 {
+            directory.put(&key, "content".into()).await.unwrap();
+            assert_eq!(directory.head(&key).await.unwrap().size, 7);
+            directory.delete(&key).await.unwrap();
+            let missing = directory.head(&key).await;
+            assert!(matches!(missing, Err(Error::NotFound { .. })));
+            assert!(!temporary.path().join("blobs/sha256/00/00ff").exists());
+            assert!(temporary.path().join("blobs/sha256/00").exists());
+        }
     }
 }

@@ -1,0 +1,85 @@
+//! A machine with a real NFS server and two clients of it: see `nfs-vm.sh`.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{Sandbox, run};
+
+const MKFS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Booting takes 10 s, and the machine has one slow processor.
+const MACHINE_TIMEOUT: Duration = Duration::from_secs(280);
+
+/// What a test needs to have the machine.
+pub const NEEDS: [&str; 2] = [KERNEL, "mkfs.ext4"];
+const KERNEL: &str = "linux.uml";
+/// The export, as each of the two clients has mounted it.
+pub const CLIENTS: [&str; 2] = ["/mnt/a", "/mnt/b"];
+/// The export as the server has it, without NFS.
+pub const EXPORT: &str = "/mnt/export";
+
+/// Runs tests of this test's executable, which are ignored outside, in a machine of their own:
+/// those whose names contain `filter`, one by one.
+///
+/// # Panics
+/// When one of them fails.
+pub fn run_in_machine(sandbox: &Sandbox, version: &str, disk_bytes: u64, filter: &str) {
+    let host = sandbox.directory("machine");
+    let disk = host.join("disk");
+    let size = File::create(&disk).and_then(|file| file.set_len(disk_bytes));
+    size.expect("a file for the disk of the server");
+    let mut mkfs = Command::new("mkfs.ext4");
+    mkfs.arg("-qF").arg(&disk);
+    run(mkfs, MKFS_TIMEOUT).expect("a filesystem for the server");
+    fs::write(host.join("command"), command(filter)).expect("the command of the machine");
+    let init = sandbox.file("machine/init", include_str!("nfs-vm.sh"));
+
+    let output = run(kernel(sandbox, version, &host, &disk, &init), MACHINE_TIMEOUT)
+        .expect("the machine ends by itself");
+    let status = fs::read_to_string(host.join("status")).unwrap_or_default();
+    print!("{output}");
+    assert_eq!(status.trim(), "0", "the tests in the machine, NFS {version}");
+}
+
+fn kernel(sandbox: &Sandbox, version: &str, host: &Path, disk: &Path, init: &Path) -> Command {
+    let kernel = executable(KERNEL).expect("the kernel, which the test needs");
+    // usr/bin/linux.uml
+    let packages = kernel.ancestors().nth(3).expect("the directory of the packages");
+    let mut command = sandbox.contained(&kernel);
+    let pair = |name: &str, value: &Path| format!("{name}={}", value.display());
+    command
+        .arg(pair("uml_dir", &host.join("uml")))
+        .args(["mem=2G", "con=null", "con0=null,fd:1", "quiet", "loglevel=3"])
+        .args(["rootfstype=hostfs", "rootflags=/", "ro", "init=/bin/bash"])
+        .arg(pair("ubd0", disk))
+        .arg(pair("NFS_TREE", packages))
+        .arg(pair("NFS_RUN", host))
+        .arg(format!("NFS_VERSION={version}"))
+        .arg("--")
+        .arg(init)
+        // Where it keeps the machine's memory.
+        .env("TMPDIR", "/dev/shm");
+    command
+}
+
+/// What the machine runs. With `CI`, a test that lacks something fails there.
+fn command(filter: &str) -> String {
+    let path = env::var("PATH").expect("a search path");
+    let test = env::current_exe().expect("the path of the test");
+    format!(
+        "export PATH='{path}' CI=1\n\
+         # The kernel loses part of these registers.\n\
+         export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW\n\
+         exec '{}' --ignored --nocapture --test-threads=1 '{filter}'\n",
+        test.display()
+    )
+}
+
+fn executable(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.exists())
+}
