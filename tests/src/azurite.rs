@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::TcpStream, process::Command, time::Duration};
 
-use crate::{Process, Sandbox, run};
+use crate::{Process, Sandbox, Storage, run};
 
 /// How long a script may take.
 const PYTHON_TIMEOUT: Duration = Duration::from_secs(60);
@@ -66,6 +66,17 @@ impl<'a> Azurite<'a> {
     /// The `serviceurl` of the configuration.
     pub fn service_url(&self) -> &str {
         &self.service_url
+    }
+
+    /// The container as the storage of nodes.
+    pub fn storage(&self) -> Storage {
+        Storage::Other(format!(
+            "azure: {{accountname: {}, accountkey: {}, container: {}, serviceurl: '{}'}}",
+            Self::ACCOUNT,
+            Self::KEY,
+            Self::CONTAINER,
+            self.service_url,
+        ))
     }
 
     /// Puts blobs into the container with Microsoft's own library. Distribution writes the layers

@@ -21,7 +21,7 @@ use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use crate::{Sandbox, run};
+use crate::{Sandbox, Storage, run};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const OPENSSL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -107,6 +107,12 @@ impl Gcs {
             "token_uri": "https://oauth2.googleapis.com/token",
             "gcs_base_url": format!("http://{}", self.address),
         })
+    }
+
+    /// The bucket as the storage of nodes.
+    pub fn storage(&self, sandbox: &Sandbox) -> Storage {
+        let path = sandbox.file("gcs-account.json", &self.key_file().to_string());
+        Storage::Other(format!("gcs: {{bucket: {}, keyfile: {}}}", Self::BUCKET, path.display()))
     }
 
     /// Puts objects into the bucket.

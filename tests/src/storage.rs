@@ -20,6 +20,8 @@ pub enum Storage {
         /// `regionendpoint`
         endpoint: String,
     },
+    /// Any other driver, with its section: `azure: {…}`.
+    Other(String),
 }
 
 impl Storage {
@@ -36,6 +38,7 @@ impl Storage {
                 S3::ACCESS_KEY,
                 S3::SECRET_KEY,
             ),
+            Self::Other(driver) => format!("storage: {{{driver}}}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Several nodes on one storage.
 
 use larder_tests::{
-    Format, Image, Node, S3, Sandbox, Storage, Upstream, scenario::wait_until_cached,
+    Azurite, Format, Gcs, Image, Node, S3, Sandbox, Storage, Upstream, scenario::wait_until_cached,
 };
 
 // "2. What `rename` acknowledged survives a crash of any node and is readable on every node."
@@ -22,6 +22,22 @@ fn a_second_node_serves_what_the_first_pulled_into_s3() {
     let Some(sandbox) = Sandbox::enter(&needs) else { return };
     let s3 = S3::start(&sandbox);
     a_second_node_serves_what_the_first_pulled(&sandbox, &s3.storage());
+}
+
+#[test]
+fn a_second_node_serves_what_the_first_pulled_into_azure() {
+    let needs = [&Node::NEEDS[..], &Azurite::NEEDS, &[Upstream::NEEDS]].concat();
+    let Some(sandbox) = Sandbox::enter(&needs) else { return };
+    let azurite = Azurite::start(&sandbox);
+    a_second_node_serves_what_the_first_pulled(&sandbox, &azurite.storage());
+}
+
+#[test]
+fn a_second_node_serves_what_the_first_pulled_into_gcs() {
+    let needs = [&Node::NEEDS[..], &[Upstream::NEEDS, Gcs::NEEDS]].concat();
+    let Some(sandbox) = Sandbox::enter(&needs) else { return };
+    let gcs = Gcs::start(&sandbox);
+    a_second_node_serves_what_the_first_pulled(&sandbox, &gcs.storage(&sandbox));
 }
 
 /// The first node pulls and is killed, and the upstream stops. Then a node that was there all the

@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{
-    StreamExt, TryStreamExt,
+    StreamExt, TryFutureExt, TryStreamExt,
     stream::{self, BoxStream},
 };
 use larder_config::Storage as Config;
@@ -92,7 +92,7 @@ impl Backend {
     pub fn explain(&self, error: &object_store::Error) -> String {
         let said = http::cause(error);
         match (self.mistaken_key)(error) {
-            Some(key) => format!("{said}; look at {key}"),
+            Some(key) => format!("{key}: the storage cannot be used: {said}"),
             None => format!("{}: {said}", self.objects),
         }
     }
@@ -170,7 +170,7 @@ impl Storage {
         let key = self.keys.blob(digest);
         let options =
             PutMultipartOptions { attributes: self.attributes.clone(), ..Default::default() };
-        let begin = self.objects.put_multipart_opts(&key, options);
+        let begin = self.objects.put_multipart_opts(&key, options).map_err(not_a_miss);
         let operation = format!("begin upload of {key}");
         let upload = self.circuit.run(operation, NAME_DEADLINE, begin).await?;
         let part_bytes = self.part_bytes.max(size_bytes.div_ceil(PARTS_MAX));
@@ -234,7 +234,7 @@ impl Storage {
 
     async fn put(&self, key: Path, content: PutPayload) -> Result<()> {
         let options = PutOptions { attributes: self.attributes.clone(), ..Default::default() };
-        let put = self.objects.put_opts(&key, content, options);
+        let put = self.objects.put_opts(&key, content, options).map_err(not_a_miss);
         self.circuit.run(format!("write {key}"), PART_DEADLINE, put).await.map(drop)
     }
 
@@ -335,6 +335,16 @@ impl Upload<'_> {
     pub async fn abort(self) -> Result<()> {
         let operation = format!("abort upload of {}", self.key);
         self.circuit.run(operation, NAME_DEADLINE, self.parts.abort()).await
+    }
+}
+
+/// A write that finds nothing has lost its bucket: to the reader of an errno that is no miss.
+fn not_a_miss(error: object_store::Error) -> object_store::Error {
+    match error {
+        object_store::Error::NotFound { source, .. } => {
+            object_store::Error::Generic { store: "bucket or container", source }
+        }
+        error => error,
     }
 }
 
