@@ -30,7 +30,9 @@ pub use findings::Mistakes;
 pub use http::{Http, Tls, TlsVersion};
 pub use log::{Formatter, Level, Log};
 pub use secret::Secret;
-pub use storage::{S3, Storage};
+pub use storage::{
+    KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3, Storage, Swift, SwiftLogin,
+};
 pub use upstream::{Credentials, Upstreams};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).

@@ -73,7 +73,7 @@ fn mistakes(text: &str) -> String {
 fn s3(config: Config) -> S3 {
     match config.storage {
         Storage::S3(s3) => s3,
-        Storage::Filesystem { .. } => panic!("not s3"),
+        other => panic!("not s3: {other:?}"),
     }
 }
 

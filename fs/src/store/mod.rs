@@ -4,7 +4,9 @@
 
 mod directory;
 mod keys;
+mod oss;
 mod s3;
+mod swift;
 
 use std::{
     num::NonZeroUsize,
@@ -32,8 +34,8 @@ use crate::error::{Error, Result};
 /// How much of a blob is asked for, or sent, in one request. A quarter of a second at 256 Mbit/s:
 /// long enough to fill a connection across an ocean, short enough to be tried again.
 pub const PART_BYTES: u64 = 8 << 20;
-/// The most parts that S3 accepts in one upload is 10,000.
-const PARTS_MAX: u64 = 9_000;
+/// The most parts that Swift accepts in one object; S3 takes 10,000.
+const PARTS_MAX: u64 = 1_000;
 /// How many damaged blobs are remembered.
 const DAMAGED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 /// A link holds `<algorithm>:<hex>`: at most 135 bytes. More is not a link.
@@ -70,6 +72,8 @@ pub fn open(config: &Config) -> Result<Backend, String> {
     match config {
         Config::Filesystem { root_directory } => directory::open(root_directory),
         Config::S3(config) => s3::open(config),
+        Config::Swift(config) => swift::open(config),
+        Config::Oss(config) => oss::open(config),
     }
 }
 

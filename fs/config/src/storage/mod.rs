@@ -1,14 +1,20 @@
 //! `storage:`
 
+mod oss;
 mod s3;
+mod swift;
 
 use std::path::PathBuf;
 
-pub use self::s3::S3;
+pub use self::{
+    oss::Oss,
+    s3::S3,
+    swift::{KeystoneDomain, KeystoneIdentity, KeystoneScope, Swift, SwiftLogin},
+};
 use crate::{section::Section, value::absolute_path};
 
 /// Distribution's drivers, those first that work here.
-const DRIVERS: [&str; 7] = ["filesystem", "s3", "azure", "gcs", "oss", "swift", "inmemory"];
+const DRIVERS: [&str; 7] = ["filesystem", "s3", "swift", "oss", "azure", "gcs", "inmemory"];
 
 /// `storage:`: the one driver that holds the content, shared by every node.
 #[derive(Debug)]
@@ -21,6 +27,10 @@ pub enum Storage {
     },
     /// `storage.s3`
     S3(S3),
+    /// `storage.swift`
+    Swift(Swift),
+    /// `storage.oss`
+    Oss(Oss),
 }
 
 impl Storage {
@@ -51,6 +61,8 @@ impl Storage {
             match driver {
                 "filesystem" => chosen = Some(storage.section(driver, Self::read_filesystem)),
                 "s3" => chosen = storage.section(driver, S3::read).map(Self::S3),
+                "swift" => chosen = storage.section(driver, Swift::read).map(Self::Swift),
+                "oss" => chosen = storage.section(driver, Oss::read).map(Self::Oss),
                 _ => storage.mistake(driver, "not supported in this version; use s3 or filesystem"),
             }
         }
