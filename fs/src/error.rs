@@ -27,6 +27,9 @@ pub enum Error {
         /// What the storage said.
         source: Arc<object_store::Error>,
     },
+    /// The shared storage has failed again and again, and is not asked for a moment.
+    #[error("the shared storage is down")]
+    Down,
     /// The local disk of the cache failed.
     #[error("local cache: {operation}: {source}")]
     Disk {
@@ -78,7 +81,7 @@ impl Error {
             // What is damaged is not there: the reader gets a sound copy elsewhere and publishes it.
             Self::NotFound | Self::Damaged(_) => libc::ENOENT,
             Self::Mismatch(_) => libc::EBADMSG,
-            Self::Storage { .. } => libc::EIO,
+            Self::Storage { .. } | Self::Down => libc::EIO,
             Self::Disk { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => libc::ENOSPC,
                 _ => libc::EIO,

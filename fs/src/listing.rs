@@ -118,7 +118,8 @@ pub struct Listing {
 impl Listing {
     /// Begins a listing.
     pub fn new(listings: Listings, directory: Directory) -> Self {
-        let stream = listings.stream(&directory);
+        // Asked again after its end, as the kernel does, a stream may panic.
+        let stream = listings.stream(&directory).fuse().boxed();
         Self { listings, directory, stream, pending: VecDeque::new(), position: 0 }
     }
 

@@ -158,7 +158,9 @@ fn start_log(log: &Log) {
     match log.formatter {
         Formatter::Text => tracing_subscriber::registry().with(stderr.with_filter(targets)).init(),
         Formatter::Json => {
-            tracing_subscriber::registry().with(stderr.json().with_filter(targets)).init();
+            tracing_subscriber::registry()
+                .with(stderr.json().flatten_event(true).with_filter(targets))
+                .init();
         }
     }
 }

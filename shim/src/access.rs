@@ -80,7 +80,7 @@ impl Drop for Line {
             path = self.path,
             status = self.status,
             bytes = self.sent_bytes,
-            duration_ms = self.started.elapsed().as_millis(),
+            duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             user_agent = self.user_agent,
             source = self.source.map_or("none", Source::as_str),
         );

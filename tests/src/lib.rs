@@ -1,1 +1,35 @@
-//! Whole-system tests.
+//! The harness of the whole-system tests: real clients, real registries, real storage servers,
+//! real mounts, and the two programs as an operator starts them.
+//!
+//! Every part is a value with `start`, and `Drop` ends it. A test enters a [`Sandbox`] first: a
+//! network, mount and cgroup namespace of its own. So ports never collide, nothing leaves the
+//! machine, and whatever is mounted or started is gone with the test, however it ends.
+
+mod client;
+mod containerd;
+mod dockerd;
+mod haproxy;
+mod image;
+mod node;
+mod podman;
+mod process;
+mod registry;
+mod s3;
+mod sandbox;
+pub mod scenario;
+mod scripted;
+mod skopeo;
+mod storage;
+mod upstream;
+
+pub use client::{Client, Kind};
+pub use haproxy::Haproxy;
+pub use image::{Blob, Format, Image, Platform, random_bytes};
+pub use node::{Access, Node, bin};
+pub use process::{Failure, Process, run, until};
+pub use registry::{Download, Registry};
+pub use s3::S3;
+pub use sandbox::Sandbox;
+pub use scripted::{Fault, ScriptedUpstream};
+pub use storage::{Storage, blobs_in};
+pub use upstream::Upstream;

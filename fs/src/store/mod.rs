@@ -2,7 +2,9 @@
 //!
 //! The only place that names `object_store`. Each system's peculiarities are in a file of its own.
 
+mod circuit;
 mod directory;
+mod http;
 mod keys;
 mod oss;
 mod s3;
@@ -12,7 +14,7 @@ use std::{
     num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -27,13 +29,21 @@ use object_store::{
     Attributes, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions,
     PutPayload, WriteMultipart, path::Path,
 };
+use tokio::time::timeout;
 
-use self::keys::Keys;
+use self::{circuit::Circuit, keys::Keys};
 use crate::error::{Error, Result};
 
 /// How much of a blob is asked for, or sent, in one request. A quarter of a second at 256 Mbit/s:
 /// long enough to fill a connection across an ocean, short enough to be tried again.
 pub const PART_BYTES: u64 = 8 << 20;
+/// How long an operation may take that moves no content, with all its attempts.
+const NAME_DEADLINE: Duration = Duration::from_secs(20);
+/// How long one that moves a part may take.
+const PART_DEADLINE: Duration = Duration::from_secs(60);
+/// How long completing an upload may take: the last parts, and the server's putting them together,
+/// which a directory does by syncing all of it.
+const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
 /// The most parts that Swift accepts in one object; S3 takes 10,000.
 const PARTS_MAX: u64 = 1_000;
 /// How many damaged blobs are remembered.
@@ -44,6 +54,7 @@ const LINK_MAX_BYTES: u64 = 256;
 /// The storage that all nodes share.
 pub struct Storage {
     objects: Arc<dyn ObjectStore>,
+    circuit: Circuit,
     keys: Keys,
     part_bytes: u64,
     /// Sent with every object.
@@ -98,7 +109,7 @@ impl Storage {
         let Backend { objects, root_directory, part_bytes, attributes } = backend;
         let keys = Keys::new(&root_directory);
         let damaged = Mutex::new(LruCache::new(DAMAGED_MAX));
-        Self { objects, keys, part_bytes, attributes, damaged }
+        Self { objects, circuit: Circuit::default(), keys, part_bytes, attributes, damaged }
     }
 
     /// Size and age of a blob.
@@ -110,8 +121,9 @@ impl Storage {
             return Err(Error::NotFound);
         }
         let key = self.keys.blob(digest);
-        let meta = self.objects.head(&key).await;
-        meta.map(|meta| BlobMeta::from(&meta)).map_err(|e| Error::storage(format!("stat {key}"), e))
+        let head = self.objects.head(&key);
+        let meta = self.circuit.run(format!("stat {key}"), NAME_DEADLINE, head).await?;
+        Ok(BlobMeta::from(&meta))
     }
 
     /// A range of a blob's content, unverified.
@@ -120,8 +132,8 @@ impl Storage {
     /// [`Error::NotFound`] when the blob is gone.
     pub async fn read_blob(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
         let key = self.keys.blob(digest);
-        let content = self.objects.get_range(&key, range).await;
-        content.map_err(|e| Error::storage(format!("read {key}"), e))
+        let get = self.objects.get_range(&key, range);
+        self.circuit.run(format!("read {key}"), PART_DEADLINE, get).await
     }
 
     /// Publishes a blob that was verified before, in one request.
@@ -131,15 +143,17 @@ impl Storage {
 
     /// Begins a large blob of `size_bytes`, to be sent in parts. Nothing of it is visible before
     /// [`Upload::complete`].
-    pub async fn upload_blob(&self, digest: &Digest, size_bytes: u64) -> Result<Upload> {
+    pub async fn upload_blob(&self, digest: &Digest, size_bytes: u64) -> Result<Upload<'_>> {
         let key = self.keys.blob(digest);
         let options =
             PutMultipartOptions { attributes: self.attributes.clone(), ..Default::default() };
-        let upload = self.objects.put_multipart_opts(&key, options).await;
-        let upload = upload.map_err(|e| Error::storage(format!("begin upload of {key}"), e))?;
+        let begin = self.objects.put_multipart_opts(&key, options);
+        let operation = format!("begin upload of {key}");
+        let upload = self.circuit.run(operation, NAME_DEADLINE, begin).await?;
         let part_bytes = self.part_bytes.max(size_bytes.div_ceil(PARTS_MAX));
         let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
-        Ok(Upload { parts: WriteMultipart::new_with_chunk_size(upload, part_bytes), key })
+        let parts = WriteMultipart::new_with_chunk_size(upload, part_bytes);
+        Ok(Upload { parts, key, circuit: &self.circuit })
     }
 
     /// Remembers that what is stored under `digest` does not hash to it.
@@ -154,9 +168,10 @@ impl Storage {
             return Ok(());
         }
         let key = self.keys.blob(digest);
-        match self.objects.delete(&key).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(e) => return Err(Error::storage(format!("remove {key}"), e)),
+        let delete = self.objects.delete(&key);
+        match self.circuit.run(format!("remove {key}"), NAME_DEADLINE, delete).await {
+            Ok(()) | Err(Error::NotFound) => {}
+            Err(e) => return Err(e),
         }
         self.damaged().pop(digest);
         Ok(())
@@ -176,8 +191,8 @@ impl Storage {
     /// [`Error::NotFound`] when there is no such link.
     pub async fn read_link(&self, link: &Link) -> Result<Digest> {
         let key = self.keys.link(link);
-        let content = self.objects.get_range(&key, 0..LINK_MAX_BYTES).await;
-        let content = content.map_err(|e| Error::storage(format!("read {key}"), e))?;
+        let get = self.objects.get_range(&key, 0..LINK_MAX_BYTES);
+        let content = self.circuit.run(format!("read {key}"), NAME_DEADLINE, get).await?;
         let text = std::str::from_utf8(&content).unwrap_or_default();
         text.trim_end().parse().map_err(|source| {
             let source = object_store::Error::Generic { store: "link", source: Box::new(source) };
@@ -196,8 +211,8 @@ impl Storage {
 
     async fn put(&self, key: Path, content: PutPayload) -> Result<()> {
         let options = PutOptions { attributes: self.attributes.clone(), ..Default::default() };
-        let put = self.objects.put_opts(&key, content, options).await;
-        put.map(drop).map_err(|e| Error::storage(format!("write {key}"), e))
+        let put = self.objects.put_opts(&key, content, options);
+        self.circuit.run(format!("write {key}"), PART_DEADLINE, put).await.map(drop)
     }
 
     /// Every blob of an algorithm, page by page.
@@ -207,12 +222,20 @@ impl Storage {
     ) -> BoxStream<'static, Result<(Digest, BlobMeta)>> {
         let prefix = self.keys.blobs(algorithm);
         let objects = self.objects.list(Some(&prefix));
-        let blobs = objects.filter_map(move |object| {
-            let blob = match object {
-                Ok(meta) => blob_of_key(algorithm, &meta).map(Ok),
-                Err(e) => Some(Err(Error::storage(format!("list {prefix}"), e))),
-            };
-            std::future::ready(blob)
+        let blobs = stream::unfold(objects, move |mut objects| {
+            let operation = format!("list {prefix}");
+            async move {
+                loop {
+                    let object = match timeout(PART_DEADLINE, objects.next()).await {
+                        Ok(object) => object?.map_err(|e| Error::storage(operation.clone(), e)),
+                        Err(_) => Err(Error::TimedOut),
+                    };
+                    let blob = object.map(|meta| blob_of_key(algorithm, &meta)).transpose();
+                    if let Some(blob) = blob {
+                        return Some((blob, objects));
+                    }
+                }
+            }
         });
         blobs.boxed()
     }
@@ -239,8 +262,8 @@ impl Storage {
     }
 
     async fn list_names(&self, prefix: Path) -> Result<Vec<String>> {
-        let list = self.objects.list_with_delimiter(Some(&prefix)).await;
-        let list = list.map_err(|e| Error::storage(format!("list {prefix}"), e))?;
+        let list = self.objects.list_with_delimiter(Some(&prefix));
+        let list = self.circuit.run(format!("list {prefix}"), PART_DEADLINE, list).await?;
         let names = list.common_prefixes.iter().filter_map(|path| path.filename());
         Ok(names.map(str::to_owned).collect())
     }
@@ -264,32 +287,31 @@ impl Storage {
 }
 
 /// A large blob on its way into the storage.
-pub struct Upload {
+pub struct Upload<'a> {
     parts: WriteMultipart,
     key: Path,
+    circuit: &'a Circuit,
 }
 
-impl Upload {
+impl Upload<'_> {
     /// Sends the next piece of the content, once fewer than `connections` parts are on their way.
     pub async fn write(&mut self, content: Bytes, connections: usize) -> Result<()> {
-        let capacity = self.parts.wait_for_capacity(connections).await;
-        capacity.map_err(|e| Error::storage(format!("upload {}", self.key), e))?;
+        let capacity = self.parts.wait_for_capacity(connections);
+        self.circuit.run(format!("upload {}", self.key), PART_DEADLINE, capacity).await?;
         self.parts.put(content);
         Ok(())
     }
 
     /// Makes the blob visible, durably.
     pub async fn complete(self) -> Result<()> {
-        let key = self.key;
-        let finish = self.parts.finish().await;
-        finish.map(drop).map_err(|e| Error::storage(format!("complete upload of {key}"), e))
+        let operation = format!("complete upload of {}", self.key);
+        self.circuit.run(operation, COMPLETE_DEADLINE, self.parts.finish()).await.map(drop)
     }
 
     /// Takes back what was sent.
     pub async fn abort(self) -> Result<()> {
-        let key = self.key;
-        let abort = self.parts.abort().await;
-        abort.map_err(|e| Error::storage(format!("abort upload of {key}"), e))
+        let operation = format!("abort upload of {}", self.key);
+        self.circuit.run(operation, NAME_DEADLINE, self.parts.abort()).await
     }
 }
 

@@ -1,38 +1,20 @@
 //! Amazon S3, and the servers that speak its protocol.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use larder_config::S3;
 use object_store::{
-    Attribute, ClientOptions, RetryConfig,
+    Attribute,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
 };
 
-use super::Backend;
-
-/// How long one request may take from its first byte to its last: a part of 8 MiB on a slow line.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The library's own default is ten attempts in three minutes, in which a client gives up.
-const RETRIES_MAX: usize = 3;
-const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+use super::{Backend, http};
 
 /// The store of a `storage.s3` section.
 ///
 /// # Errors
 /// A sentence that names the key to look at.
 pub fn open(config: &S3) -> Result<Backend, String> {
-    let client = ClientOptions::new()
-        .with_timeout(REQUEST_TIMEOUT)
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_allow_http(config.endpoint.as_ref().is_some_and(|url| url.starts_with("http://")))
-        .with_allow_invalid_certificates(config.skip_verify);
-    let retry = RetryConfig {
-        max_retries: RETRIES_MAX,
-        retry_timeout: RETRY_TIMEOUT,
-        ..RetryConfig::default()
-    };
-
     // from_env: without keys in the file, the usual variables and instance sources hold them.
     let mut builder = match &config.access_key {
         Some((id, secret)) => {
@@ -44,8 +26,8 @@ pub fn open(config: &S3) -> Result<Backend, String> {
         .with_bucket_name(&config.bucket)
         .with_region(&config.region)
         .with_virtual_hosted_style_request(!config.force_path_style)
-        .with_client_options(client)
-        .with_retry(retry);
+        .with_client_options(http::client(config.endpoint.as_deref(), config.skip_verify))
+        .with_retry(http::retry());
     if let Some(token) = &config.session_token {
         builder = builder.with_token(token.expose());
     }

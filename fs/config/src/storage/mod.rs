@@ -18,7 +18,6 @@ const DRIVERS: [&str; 7] = ["filesystem", "s3", "swift", "oss", "azure", "gcs", 
 
 /// `storage:`: the one driver that holds the content, shared by every node.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Storage {
     /// `storage.filesystem`: a directory, local or on NFS.
     Filesystem {

@@ -103,8 +103,11 @@ impl Failure {
 
     /// No answer, or only a part of one. `key` is what to look at when the server cannot be reached.
     pub fn transport(key: &str, error: &reqwest::Error) -> Self {
-        let causes = std::iter::successors(error.source(), |cause| cause.source());
-        let cause = causes.map(ToString::to_string).last().unwrap_or_else(|| error.to_string());
+        let mut cause: &dyn StdError = error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        let cause = cause.to_string();
         let host = error.url().map_or("the server", |url| url.host_str().unwrap_or_default());
         if error.is_connect() {
             let advice = match cause.contains("certificate") {
@@ -139,6 +142,28 @@ impl Failure {
     }
 }
 
+/// The attempts of one request.
+struct Attempts {
+    started: Instant,
+    retries: u32,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self { started: Instant::now(), retries: 0 }
+    }
+
+    /// Waits until the next attempt, or gives the failure back when there is to be none.
+    async fn next(&mut self, failure: Failure) -> Result<(), Failure> {
+        if self.retries == RETRIES_MAX || self.started.elapsed() >= failure.retry_within {
+            return Err(failure);
+        }
+        tokio::time::sleep(FIRST_BACKOFF * 2_u32.pow(self.retries)).await;
+        self.retries += 1;
+        Ok(())
+    }
+}
+
 impl Client {
     /// A client that has sent nothing yet.
     pub fn new(config: Config) -> Result<Self, String> {
@@ -162,38 +187,33 @@ impl Client {
 
     /// Sends `request` until its answer has begun.
     pub async fn send(&self, request: Request<'_>) -> Result<Response, Failure> {
-        self.repeat(async || self.send_with_token(&request).await).await
+        let mut attempts = Attempts::new();
+        loop {
+            match self.send_with_token(&request).await {
+                Err(failure) => attempts.next(failure).await?,
+                answer => return answer,
+            }
+        }
     }
 
     /// Sends `request` until all of its answer is there.
-    pub async fn fetch(&self, request: Request<'_>) -> Result<(StatusCode, HeaderMap, Bytes), Failure> {
-        self.repeat(async || {
-            let answer = self.send_with_token(&request).await?;
-            let (status, headers) = (answer.status(), answer.headers().clone());
-            let body = answer.bytes().await;
-            let body = body.map_err(|e| Failure::transport("storage.swift", &e))?;
-            Ok((status, headers, body))
-        })
-        .await
+    pub async fn fetch(&self, request: Request<'_>) -> Result<http::Response<Bytes>, Failure> {
+        let mut attempts = Attempts::new();
+        loop {
+            match self.fetch_once(&request).await {
+                Err(failure) => attempts.next(failure).await?,
+                answer => return answer,
+            }
+        }
     }
 
-    async fn repeat<T>(
-        &self,
-        operation: impl AsyncFn() -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        let started = Instant::now();
-        let mut retries = 0;
-        loop {
-            let failure = match operation().await {
-                Err(failure) if failure.retry_within > started.elapsed() => failure,
-                outcome => return outcome,
-            };
-            if retries == RETRIES_MAX {
-                return Err(failure);
-            }
-            tokio::time::sleep(FIRST_BACKOFF * 2_u32.pow(retries)).await;
-            retries += 1;
-        }
+    async fn fetch_once(&self, request: &Request<'_>) -> Result<http::Response<Bytes>, Failure> {
+        let answer = self.send_with_token(request).await?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let body = answer.bytes().await.map_err(|e| Failure::transport("storage.swift", &e))?;
+        let mut whole = http::Response::new(body);
+        (*whole.status_mut(), *whole.headers_mut()) = (status, headers);
+        Ok(whole)
     }
 
     /// Sends `request` once, or twice when the token is no longer good.
@@ -211,9 +231,14 @@ impl Client {
         }
     }
 
-    async fn send_once(&self, request: &Request<'_>, session: &Session) -> Result<Response, Failure> {
+    async fn send_once(
+        &self,
+        request: &Request<'_>,
+        session: &Session,
+    ) -> Result<Response, Failure> {
         let url = self.url(session, request);
-        let builder = self.http.request(request.method.clone(), url).headers(request.headers.clone());
+        let builder =
+            self.http.request(request.method.clone(), url).headers(request.headers.clone());
         let builder = builder.header(AUTH_TOKEN, session.token.clone());
         let answer = builder.body(request.body.clone()).send().await;
         let keys = "storage.swift (authurl, and with Keystone region and endpointtype)";
@@ -265,7 +290,8 @@ impl Client {
         if request.name.is_empty() || request.method == Method::PUT {
             return self.no_container();
         }
-        if let Err(failure) = self.container_is_there.get_or_try_init(|| self.find_container()).await
+        if let Err(failure) =
+            self.container_is_there.get_or_try_init(|| self.find_container()).await
         {
             return failure;
         }

@@ -18,8 +18,16 @@ use super::{CONNECTIONS, Container, client::Request, unexpected};
 #[serde(untagged)]
 enum Line {
     /// What has more names below it.
-    Directory { subdir: String },
-    Object { name: String, bytes: u64, hash: String, content_type: String, last_modified: String },
+    Directory {
+        subdir: String,
+    },
+    Object {
+        name: String,
+        bytes: u64,
+        hash: String,
+        content_type: String,
+        last_modified: String,
+    },
 }
 
 impl Line {
@@ -48,7 +56,7 @@ impl Container {
             request = request.query("delimiter", "/");
         }
         let answer = self.client.fetch(request).await;
-        let (_, _, body) = answer.map_err(|e| e.of(prefix))?;
+        let body = answer.map_err(|e| e.of(prefix))?.into_body();
         if body.is_empty() {
             return Ok(Vec::new());
         }
@@ -105,7 +113,8 @@ pub fn list(
             async move {
                 let page = container.page(&names, &marker, false).await?;
                 let marker = page.last().map(|line| line.name().to_owned());
-                Ok(marker.map(|marker| (stream::iter(page.into_iter().map(Ok)), marker)))
+                let lines = stream::iter(page.into_iter().map(Ok::<_, Error>));
+                Ok::<_, Error>(marker.map(|marker| (lines, marker)))
             }
         }
     });
@@ -122,7 +131,10 @@ pub fn list(
 }
 
 /// What is directly below `prefix`.
-pub async fn list_with_delimiter(container: &Container, prefix: Option<&Path>) -> Result<ListResult> {
+pub async fn list_with_delimiter(
+    container: &Container,
+    prefix: Option<&Path>,
+) -> Result<ListResult> {
     let names = container.names_of(prefix);
     let (mut common_prefixes, mut objects) = (Vec::new(), Vec::new());
     let mut marker = String::new();
@@ -132,9 +144,9 @@ pub async fn list_with_delimiter(container: &Container, prefix: Option<&Path>) -
         marker = last.name().to_owned();
         let (directories, page): (Vec<_>, Vec<_>) =
             page.into_iter().partition(|line| matches!(line, Line::Directory { .. }));
-        let paths = directories.iter().filter_map(|line| {
-            Path::parse(line.name().strip_prefix(&container.files)?).ok()
-        });
+        let paths = directories
+            .iter()
+            .filter_map(|line| Path::parse(line.name().strip_prefix(&container.files)?).ok());
         common_prefixes.extend(paths);
         let found = stream::iter(page).map(|line| container.object_of(line));
         let found: Vec<_> = found.buffered(CONNECTIONS).collect().await;

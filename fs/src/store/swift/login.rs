@@ -6,9 +6,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{ACCEPT, CONTENT_TYPE},
 };
-use larder_config::{
-    KeystoneDomain, KeystoneIdentity, KeystoneScope, Swift as Config, SwiftLogin,
-};
+use larder_config::{KeystoneDomain, KeystoneIdentity, KeystoneScope, Swift as Config, SwiftLogin};
 use reqwest::{Client, Response, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -38,7 +36,8 @@ pub async fn log_in(http: &Client, config: &Config) -> Result<Session, Failure> 
         SwiftLogin::V1 { username, password } => {
             let key = storage_header(password.expose())?;
             let request = http.get(&config.auth_url).header(AUTH_USER, username);
-            let answer = send(config, request.header(AUTH_KEY, key), "username and password").await?;
+            let answer =
+                send(config, request.header(AUTH_KEY, key), "username and password").await?;
             let account = header(&answer, &STORAGE_URL);
             session(config, header(&answer, &AUTH_TOKEN), account.as_deref())
         }

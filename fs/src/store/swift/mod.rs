@@ -126,8 +126,8 @@ impl Container {
         }
         let (status, headers, content) = if is_short {
             let answer = self.client.fetch(request).await.map_err(|e| e.of(location.as_ref()))?;
-            let (status, headers, body) = answer;
-            (status, headers, stream::once(async { Ok(body) }).boxed())
+            let (head, body) = answer.into_parts();
+            (head.status, head.headers, stream::once(async { Ok(body) }).boxed())
         } else {
             let answer = self.client.send(request).await.map_err(|e| e.of(location.as_ref()))?;
             let (status, headers) = (answer.status(), answer.headers().clone());
@@ -168,7 +168,7 @@ impl Container {
 
     /// Deletes objects by their names. That one is gone already is no error.
     async fn remove(&self, names: Vec<String>) -> Result<()> {
-        let removals = stream::iter(names).map(async |name| {
+        let removals = stream::iter(names).map(|name| async move {
             match self.client.send(Request::new(Method::DELETE, &name)).await {
                 Err(e) if e.status() != Some(StatusCode::NOT_FOUND) => Err(e.of(&name)),
                 _ => Ok(()),
@@ -261,7 +261,9 @@ fn meta(location: &Path, size: u64, headers: &HeaderMap) -> ObjectMeta {
     let modified = text(headers, &LAST_MODIFIED).map(DateTime::parse_from_rfc2822);
     ObjectMeta {
         location: location.clone(),
-        last_modified: modified.and_then(Result::ok).map_or(DateTime::<Utc>::UNIX_EPOCH, Into::into),
+        last_modified: modified
+            .and_then(Result::ok)
+            .map_or(DateTime::<Utc>::UNIX_EPOCH, Into::into),
         size,
         e_tag: text(headers, &ETAG).map(str::to_owned),
         version: None,

@@ -10,7 +10,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Method, header::CONTENT_TYPE, header::ETAG};
+use http::{
+    Method,
+    header::{CONTENT_TYPE, ETAG},
+};
 use object_store::{
     Error, MultipartUpload, PutMode, PutPayload, PutResult, Result, UploadPart, path::Path,
 };
@@ -39,7 +42,7 @@ pub async fn segments_in_manifest(container: &Container, location: &Path) -> Res
     let name = container.name(location);
     let request = Request::new(Method::GET, &name).query("multipart-manifest", "get");
     let answer = container.client.fetch(request).await;
-    let (_, _, body) = answer.map_err(|e| e.of(location.as_ref()))?;
+    let body = answer.map_err(|e| e.of(location.as_ref()))?.into_body();
     let listed: Vec<Listed> =
         serde_json::from_slice(&body).map_err(|_| unexpected("a manifest that is none"))?;
     let own = format!("/{}/", container.client.container());
@@ -88,7 +91,9 @@ impl Upload {
     }
 
     async fn remove_segments(&self) -> Result<()> {
-        self.container.remove((0..self.started).map(|index| self.segment_name(index)).collect()).await
+        self.container
+            .remove((0..self.started).map(|index| self.segment_name(index)).collect())
+            .await
     }
 }
 
@@ -118,14 +123,12 @@ impl MultipartUpload for Upload {
         if manifest.is_empty() {
             return self.container.put(&self.location, Bytes::new(), PutMode::Overwrite).await;
         }
-        let manifest = serde_json::to_vec(&manifest).map_err(|e| Error::Generic {
-            store: "Swift",
-            source: Box::new(e),
-        })?;
+        let manifest = serde_json::to_vec(&manifest)
+            .map_err(|e| Error::Generic { store: "Swift", source: Box::new(e) })?;
         let replaced = self.container.segments_of(&self.location).await?;
         let name = self.container.name(&self.location);
         let request = Request::new(Method::PUT, &name).query("multipart-manifest", "put");
-        let request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        let request = request.header(CONTENT_TYPE, OCTET_STREAM);
         // When there is no answer the manifest may be written all the same: its segments stay.
         let answer = self.container.client.send(request.body(manifest.into())).await;
         let answer = answer.map_err(|e| e.of(self.location.as_ref()))?;

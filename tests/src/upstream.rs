@@ -1,0 +1,99 @@
+//! An ordinary registry: Debian's docker-registry, which is CNCF Distribution 2.8.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use larder_layout::Digest;
+
+use crate::{Process, Registry, Sandbox};
+
+/// A registry over a storage directory, on an address that it keeps when it is restarted.
+pub struct Upstream<'a> {
+    sandbox: &'a Sandbox,
+    name: String,
+    address: String,
+    storage: PathBuf,
+    process: Option<Process>,
+}
+
+impl<'a> Upstream<'a> {
+    /// What a test needs to have one.
+    pub const NEEDS: &'static str = "docker-registry";
+
+    /// Starts an empty registry.
+    pub fn start(sandbox: &'a Sandbox) -> Self {
+        Self::over(sandbox, "upstream", &sandbox.directory("upstream"))
+    }
+
+    /// Starts a registry over a storage directory that something else has filled.
+    pub fn over(sandbox: &'a Sandbox, name: &str, storage: &Path) -> Self {
+        let mut upstream = Self {
+            sandbox,
+            name: name.to_owned(),
+            address: sandbox.address(),
+            storage: storage.to_owned(),
+            process: None,
+        };
+        upstream.restart();
+        upstream
+    }
+
+    /// Starts it again on the same address, with the same storage.
+    pub fn restart(&mut self) {
+        let config = self.sandbox.file(
+            &format!("{}.yml", self.name),
+            &format!(
+                "version: 0.1\n\
+                 log: {{level: error}}\n\
+                 storage: {{filesystem: {{rootdirectory: {}}}}}\n\
+                 http: {{addr: {}}}\n",
+                self.storage.display(),
+                self.address,
+            ),
+        );
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(config).env("OTEL_TRACES_EXPORTER", "none");
+        let mut process = Process::start(self.sandbox, &self.name, command);
+        let registry = self.registry();
+        process.wait_until("an answer", || registry.is_ok("/v2/").then_some(()));
+        self.process = Some(process);
+    }
+
+    /// Ends it: its address refuses connections.
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// Its storage directory.
+    pub fn storage(&self) -> &Path {
+        &self.storage
+    }
+
+    /// `http://` and its address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its address, host and port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A client of it.
+    pub fn registry(&self) -> Registry {
+        Registry::at(&self.address)
+    }
+
+    /// How often a blob was asked for with GET since the last restart of the test's directory.
+    ///
+    /// # Panics
+    /// When it is stopped.
+    pub fn gets(&self, digest: &Digest) -> usize {
+        let log = self.process.as_ref().expect("the upstream runs").log();
+        let is_get =
+            |line: &&str| line.contains("\"GET /v2/") && line.contains(&format!("/blobs/{digest}"));
+        log.lines().filter(is_get).count()
+    }
+}

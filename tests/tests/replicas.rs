@@ -1,0 +1,53 @@
+//! Several nodes on one storage.
+
+use larder_tests::{
+    Format, Image, Node, S3, Sandbox, Storage, Upstream, scenario::wait_until_cached,
+};
+
+// "2. What `rename` acknowledged survives a crash of any node and is readable on every node."
+// "Once any node has cached a layer, every node serves it."
+
+#[test]
+fn a_second_node_serves_what_the_first_pulled_into_a_directory() {
+    let Some(sandbox) = Sandbox::enter(&[&Node::NEEDS[..], &[Upstream::NEEDS]].concat()) else {
+        return;
+    };
+    let storage = Storage::Directory(sandbox.directory("storage"));
+    a_second_node_serves_what_the_first_pulled(&sandbox, &storage);
+}
+
+#[test]
+fn a_second_node_serves_what_the_first_pulled_into_s3() {
+    let needs = [&Node::NEEDS[..], &[Upstream::NEEDS, S3::NEEDS]].concat();
+    let Some(sandbox) = Sandbox::enter(&needs) else { return };
+    let s3 = S3::start(&sandbox);
+    a_second_node_serves_what_the_first_pulled(&sandbox, &s3.storage());
+}
+
+/// The first node pulls and is killed, and the upstream stops. Then a node that was there all the
+/// time and one that starts only now, both with empty caches, serve what the first one pulled.
+fn a_second_node_serves_what_the_first_pulled(sandbox: &Sandbox, storage: &Storage) {
+    let mut upstream = Upstream::start(sandbox);
+    let image = Image::new(Format::Oci);
+    upstream.registry().push(&image);
+    let url = upstream.url();
+
+    let mut first = Node::start(sandbox, "first", storage, Some(&url));
+    let second = Node::start(sandbox, "second", storage, Some(&url));
+    // The second node learns that it is missing, and must not remember it.
+    let missing = second.check_blob(&image.data().digest);
+    assert!(missing.is_err(), "nobody has pulled it yet");
+    first.registry().pull(&image, &image.native).expect("the first node pulls through");
+    wait_until_cached(&first, &image, &[&image.native]);
+    first.kill_shim();
+    first.kill_fs();
+    upstream.stop();
+
+    let third = Node::start(sandbox, "third", storage, Some(&url));
+    for node in [&second, &third] {
+        node.registry()
+            .pull(&image, &image.native)
+            .expect("another node serves what the first pulled");
+        wait_until_cached(node, &image, &[&image.native]);
+    }
+}
