@@ -11,7 +11,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::{HeaderName, HeaderValue, Method, StatusCode, header::IF_NONE_MATCH, request::Parts};
+use http::{
+    HeaderName, HeaderValue, Method, StatusCode, Uri, header::IF_NONE_MATCH, request::Parts,
+    uri::PathAndQuery,
+};
 use larder_config::Oss as Config;
 use object_store::{
     Attributes, ClientOptions, Result,
@@ -127,9 +130,16 @@ impl Dialect {
         }
     }
 
+    /// The signer looks for the bucket in the name of the host, where a domain of one's own does
+    /// not have it; which host it is is not signed.
     async fn sign(&self, request: &mut Parts) -> Result<(), HttpError> {
+        let resource = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let resource = format!("http://{}.oss{resource}", self.bucket).parse();
+        let resource = resource.map_err(|e| HttpError::new(HttpErrorKind::Unknown, e))?;
+        let uri = std::mem::replace::<Uri>(&mut request.uri, resource);
         let (context, credential) = (Context::new(), Some(&self.credential));
         let signed = self.signer.sign_request(&context, request, credential, None).await;
+        request.uri = uri;
         signed.map_err(|e| HttpError::new(HttpErrorKind::Unknown, e))
     }
 }
