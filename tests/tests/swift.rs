@@ -1,6 +1,8 @@
 //! Swift as the shared storage: what is peculiar to it. Real servers.
 
 use std::{
+    net::TcpStream,
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,7 +11,9 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use larder_fs::store::{Backend, Storage};
 use larder_layout::{Algorithm, Digest, Link, Membership};
-use larder_tests::{Format, Image, Keystone, Sandbox, Swift, Upstream, random_bytes, store};
+use larder_tests::{
+    Format, Image, Keystone, Process, Sandbox, Swift, Upstream, random_bytes, run, store,
+};
 use object_store::{ObjectStoreExt, path::Path};
 use tokio::runtime::{Builder, Runtime};
 
@@ -250,4 +254,29 @@ fn a_mistake_is_told_by_the_key_to_look_at() {
         "authurl: \"{nobody}\", username: a, {password}, container: larder, authversion: 1"
     );
     assert_told(&wrong, "storage.swift.authurl", &[Swift::PASSWORD]);
+}
+
+#[test]
+fn a_certificate_that_nobody_trusts_is_told() {
+    let Some(sandbox) = Sandbox::enter(&["openssl"]) else { return };
+    let (key, certificate) = (sandbox.path("key.pem"), sandbox.path("cert.pem"));
+    let mut make = Command::new("openssl");
+    make.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]);
+    make.args(["-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]);
+    make.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+    run(make, Duration::from_secs(20)).expect("a certificate");
+    let address = sandbox.address();
+    let mut serve = Command::new("openssl");
+    serve.args(["s_server", "-quiet", "-www", "-accept", &address]);
+    serve.arg("-key").arg(key).arg("-cert").arg(certificate);
+    let mut server = Process::start(&sandbox, "tls", serve);
+    server.wait_until("a connection", || TcpStream::connect(&address).ok());
+
+    let section = format!(
+        "authurl: \"https://{address}/auth/v1.0\", username: a, password: hunter2, container: c"
+    );
+    assert_told(&section, "storage.swift.insecureskipverify", &["hunter2"]);
+    // Trusted all the same, it is seen to be no Swift.
+    let trusting = format!("{section}, insecureskipverify: true");
+    assert_told(&trusting, "answered without a token", &["hunter2"]);
 }

@@ -3,6 +3,8 @@
 mod oss;
 mod s3;
 mod swift;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
@@ -62,7 +64,10 @@ impl Storage {
                 "s3" => chosen = storage.section(driver, S3::read).map(Self::S3),
                 "swift" => chosen = storage.section(driver, Swift::read).map(Self::Swift),
                 "oss" => chosen = storage.section(driver, Oss::read).map(Self::Oss),
-                _ => storage.mistake(driver, "not supported in this version; use s3 or filesystem"),
+                _ => storage.mistake(
+                    driver,
+                    "not supported in this version; use filesystem, s3, swift or oss",
+                ),
             }
         }
         chosen
