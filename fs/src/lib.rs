@@ -1,9 +1,10 @@
 //! `larder-fs`: the shared storage as a local, content-addressed directory.
 //!
 //! A request goes from [`fuse`] (decode, reply) to [`filesystem`] (what each name is) and from
-//! there to [`cache`], [`fetch`], [`ingest`] or [`links`], all over [`store`].
+//! there to [`cache`], [`fetch`], [`ingest`] or [`links`], all over [`store`]. [`check`] tells an operator whether a storage is fit for it.
 
 pub mod cache;
+pub mod check;
 pub mod error;
 pub mod fetch;
 pub mod filesystem;

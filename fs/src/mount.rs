@@ -12,7 +12,8 @@ use std::{
 
 use larder_config::{Config, EXIT_CODE, Formatter, Level, Log};
 use larder_fs::{
-    cache::Cache,
+    cache::{Cache, Usage},
+    check::{self, Readiness},
     filesystem::Filesystem,
     fuse,
     store::{self, Storage},
@@ -28,19 +29,28 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 /// How long files may stay open after a signal before the mount is cut off under them.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the command line says besides the configuration.
+pub struct Options {
+    /// Whether other users may look into the mount.
+    pub allow_other: bool,
+    /// Whether to mount a storage on which replicas may disagree.
+    pub allow_inconsistent_storage: bool,
+}
+
 /// Mounts, and returns when the filesystem is unmounted.
-pub fn run(config: &Path, mountpoint: &Path, allow_other: bool) -> ExitCode {
-    let prepared = Config::load(config, std::env::vars_os())
-        .map_err(|e| e.to_string())
-        .and_then(|config| prepare(&config, mountpoint));
-    let filesystem = match prepared {
+pub fn run(config: &Config, mountpoint: &Path, options: &Options) -> ExitCode {
+    start_log(&config.log);
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
+    let filesystem = match prepare(config, mountpoint) {
         Ok(filesystem) => filesystem,
         Err(mistake) => {
             eprintln!("larder-fs: {mistake}");
             return ExitCode::from(EXIT_CODE);
         }
     };
-    match serve(filesystem, mountpoint, allow_other) {
+    match serve(config, filesystem, mountpoint, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{}: {e}", mountpoint.display());
@@ -51,23 +61,34 @@ pub fn run(config: &Path, mountpoint: &Path, allow_other: bool) -> ExitCode {
 
 /// Everything that can be wrong with the configuration, before anything is mounted.
 fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
-    start_log(&config.log);
-    for note in &config.notes {
-        tracing::info!("{note}");
-    }
     free_mountpoint(mountpoint)?;
     let storage = Storage::new(store::open(&config.storage)?);
     let cache = Cache::open(&config.cache)?;
-    let usage = cache.usage();
-    tracing::info!(
-        blobs = usage.blobs,
-        used_bytes = usage.used_bytes,
-        limit_bytes = usage.limit_bytes,
-        "local cache"
-    );
+    let Usage { blobs, used_bytes, limit_bytes } = cache.usage();
+    tracing::info!(blobs, used_bytes, limit_bytes, "local cache");
     // The Debug of a configuration shows no secret.
     let report = format!("{:#?}\n{:#?}\n", config.storage, config.cache);
     Ok(Filesystem::new(Arc::new(storage), cache, report))
+}
+
+/// Asks the storage whether it is fit to be mounted. One that is down now does not keep us from
+/// serving what is cached.
+async fn examine(config: &Config, options: &Options) -> io::Result<()> {
+    match check::readiness(&config.storage).await {
+        Readiness::Ready => Ok(()),
+        Readiness::Unreachable(reason) => {
+            tracing::error!("mounting without the shared storage, which does not answer: {reason}");
+            Ok(())
+        }
+        Readiness::Inconsistent(reason) if options.allow_inconsistent_storage => {
+            tracing::warn!("{reason}");
+            Ok(())
+        }
+        Readiness::Inconsistent(reason) => Err(io::Error::other(format!(
+            "{reason} (larder-fs check says more; --allow-inconsistent-storage mounts it anyhow)"
+        ))),
+        Readiness::Unfit(reason) => Err(io::Error::other(reason)),
+    }
 }
 
 /// Makes sure that the mount point can be mounted on, and takes it over from a `larder-fs` that
@@ -96,9 +117,16 @@ fn free_mountpoint(mountpoint: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn serve(filesystem: Filesystem, mountpoint: &Path, allow_other: bool) -> io::Result<()> {
+fn serve(
+    config: &Config,
+    filesystem: Filesystem,
+    mountpoint: &Path,
+    options: &Options,
+) -> io::Result<()> {
     let runtime = Runtime::new()?;
-    let session = fuse::mount(filesystem, mountpoint, allow_other, runtime.handle().clone())?;
+    runtime.block_on(examine(config, options))?;
+    let handle = runtime.handle().clone();
+    let session = fuse::mount(filesystem, mountpoint, options.allow_other, handle)?;
     let (send_end, mut end) = oneshot::channel();
     std::thread::Builder::new().name("fuse".to_owned()).spawn(move || {
         let _ = send_end.send(session.run());

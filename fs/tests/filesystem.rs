@@ -121,6 +121,7 @@ impl Node {
             root_directory: String::new(),
             part_bytes: PART_BYTES,
             attributes: ObjectAttributes::new(),
+            mistaken_key: |_| None,
         }));
         Self { filesystem: Filesystem::new(storage, cache, String::new()), _cache: directory }
     }

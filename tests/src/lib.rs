@@ -6,6 +6,7 @@
 //! machine, and whatever is mounted or started is gone with the test, however it ends.
 
 mod client;
+pub mod conformance;
 mod containerd;
 mod dockerd;
 mod haproxy;

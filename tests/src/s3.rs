@@ -15,7 +15,7 @@ pub struct S3 {
 impl S3 {
     /// The bucket.
     pub const BUCKET: &'static str = "larder";
-    /// Who may do everything.
+    /// Who may do everything with the bucket, and nothing else.
     pub const ACCESS_KEY: &'static str = "larder-access";
     /// The secret that requests are signed with.
     pub const SECRET_KEY: &'static str = "larder-secret";
@@ -25,10 +25,12 @@ impl S3 {
     /// Starts a server and makes the bucket.
     pub fn start(sandbox: &Sandbox) -> Self {
         let identities = format!(
-            r#"{{"identities": [{{"name": "larder", "actions": ["Admin"],
+            r#"{{"identities": [{{"name": "larder",
+                "actions": ["Read:{bucket}", "Write:{bucket}", "List:{bucket}", "Tagging:{bucket}"],
                 "credentials": [{{"accessKey": "{}", "secretKey": "{}"}}]}}]}}"#,
             Self::ACCESS_KEY,
             Self::SECRET_KEY,
+            bucket = Self::BUCKET,
         );
         let config = sandbox.file("s3.json", &identities);
         let [master, volume, filer, s3] = [(); 4].map(|()| sandbox.address());

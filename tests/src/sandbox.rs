@@ -7,7 +7,7 @@ use std::{
     io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{self, Command},
     sync::atomic::{AtomicU16, AtomicUsize, Ordering},
     time::Duration,
 };
@@ -18,7 +18,7 @@ use crate::{Failure, bin, run};
 
 /// Below the ports that the kernel picks for outgoing connections, with room for the programs
 /// that also listen 10,000 above the port they are given.
-const FIRST_PORT: u16 = 20_000;
+const FIRST_PORT: u16 = 10_000;
 const PREFIX: &str = "larder-tests-";
 const CGROUPS: &str = "/sys/fs/cgroup";
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
@@ -63,7 +63,7 @@ impl Sandbox {
 
         let sandbox = Self {
             directory,
-            next_port: AtomicU16::new(FIRST_PORT),
+            next_port: AtomicU16::new(first_port()),
             next_group: AtomicUsize::new(0),
             _lock: lock,
         };
@@ -133,6 +133,14 @@ impl Sandbox {
     fn name(&self) -> &str {
         name_of(self.directory.path())
     }
+}
+
+/// Networks are apart, but SeaweedFS also makes sockets in /tmp that are named after its ports, so
+/// that tests must not all begin with the same.
+fn first_port() -> u16 {
+    const BLOCKS: u32 = 127;
+    const BLOCK_PORTS: u16 = 100;
+    FIRST_PORT + (process::id() % BLOCKS) as u16 * BLOCK_PORTS
 }
 
 impl Drop for Sandbox {

@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use larder_config::Config;
 use larder_layout::{Algorithm, Digest};
 
-use crate::S3;
+use crate::{S3, Sandbox};
 
 /// What `storage:` names in the configuration.
 #[derive(Clone)]
@@ -36,6 +37,18 @@ impl Storage {
                 S3::SECRET_KEY,
             ),
         }
+    }
+}
+
+impl Storage {
+    /// The whole configuration of a program on this storage.
+    ///
+    /// # Panics
+    /// When it is wrong.
+    pub fn config(&self, sandbox: &Sandbox) -> Config {
+        let text = format!("version: 0.1\n{}\n", self.section());
+        let path = sandbox.file("storage.yml", &text);
+        Config::load(&path, []).expect("the configuration of a storage")
     }
 }
 

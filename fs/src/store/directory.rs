@@ -46,7 +46,26 @@ pub fn open(root: &FilePath) -> Result<Backend, String> {
         root_directory: String::new(),
         part_bytes: PART_BYTES,
         attributes: Attributes::new(),
+        mistaken_key,
     })
+}
+
+fn mistaken_key(error: &Error) -> Option<&'static str> {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && matches!(
+                error.kind(),
+                ErrorKind::PermissionDenied
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::NotADirectory
+            )
+        {
+            return Some("storage.filesystem.rootdirectory, and whose it is");
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// A directory that is written durably, and read as NFS needs it.

@@ -6,10 +6,10 @@ use object_store::{ClientConfigKey, ClientOptions, RetryConfig};
 
 /// How long one request may take from its first byte to its last: a part of 8 MiB on a slow line.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The library's own default is ten attempts in three minutes, in which a client gives up.
 const RETRIES_MAX: usize = 3;
-const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The connections to an endpoint.
 pub fn client(endpoint: Option<&str>, skip_verify: bool) -> ClientOptions {

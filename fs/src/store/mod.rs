@@ -46,6 +46,8 @@ const PART_DEADLINE: Duration = Duration::from_secs(60);
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
 /// The most parts that Swift accepts in one object; S3 takes 10,000.
 const PARTS_MAX: u64 = 1_000;
+/// What the HTTP client says when it gets no connection.
+const UNREACHABLE: [&str; 3] = ["dns error", "Connection refused", "connect timed out"];
 /// How many damaged blobs are remembered.
 const DAMAGED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 /// A link holds `<algorithm>:<hex>`: at most 135 bytes. More is not a link.
@@ -73,6 +75,32 @@ pub struct Backend {
     pub part_bytes: u64,
     /// Sent with every object.
     pub attributes: Attributes,
+    /// The key of the configuration to look at for an error that shows a mistake in it.
+    pub mistaken_key: fn(&object_store::Error) -> Option<&'static str>,
+}
+
+impl Backend {
+    /// Whether an error shows a mistake in the configuration for certain. A server that cannot be
+    /// reached may be one, or be back in a minute.
+    pub fn is_misconfigured(&self, error: &object_store::Error) -> bool {
+        let said = format!("{error:?}");
+        let is_unreachable = UNREACHABLE.iter().any(|text| said.contains(text));
+        (self.mistaken_key)(error).is_some() && !is_unreachable
+    }
+
+    /// An error in one sentence, with the key of the configuration to look at.
+    pub fn explain(&self, error: &object_store::Error) -> String {
+        let said = innermost(error);
+        match (self.mistaken_key)(error) {
+            Some(key) => format!("{said}; look at {key}"),
+            None => format!("{}: {said}", self.objects),
+        }
+    }
+}
+
+/// The last cause of an error, which says most; the others repeat it.
+fn innermost(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
 }
 
 /// The system of a `storage:` section. Nothing is sent to a server yet.
@@ -106,7 +134,7 @@ impl From<&ObjectMeta> for BlobMeta {
 impl Storage {
     /// A storage over any system.
     pub fn new(backend: Backend) -> Self {
-        let Backend { objects, root_directory, part_bytes, attributes } = backend;
+        let Backend { objects, root_directory, part_bytes, attributes, .. } = backend;
         let keys = Keys::new(&root_directory);
         let damaged = Mutex::new(LruCache::new(DAMAGED_MAX));
         Self { objects, circuit: Circuit::default(), keys, part_bytes, attributes, damaged }

@@ -37,6 +37,14 @@ const ENCRYPTION_KEY: HeaderName = HeaderName::from_static("x-oss-server-side-en
 /// As much of an answer's body as is searched for its code.
 const CODE_MAX_CHARS: usize = 64;
 
+/// What our own sentences name.
+const KEYS: [&str; 4] = [
+    "storage.oss.accesskeyid",
+    "storage.oss.accesskeysecret",
+    "storage.oss.bucket",
+    "storage.oss.endpoint",
+];
+
 /// The store of a `storage.oss` section.
 ///
 /// # Errors
@@ -61,7 +69,13 @@ pub fn open(config: &Config) -> Result<Backend, String> {
         root_directory: config.root_directory.clone(),
         part_bytes: config.chunk_size_bytes,
         attributes: Attributes::new(),
+        mistaken_key,
     })
+}
+
+fn mistaken_key(error: &object_store::Error) -> Option<&'static str> {
+    let said = format!("{error:?}");
+    KEYS.into_iter().find(|key| said.contains(key))
 }
 
 /// How S3's requests become OSS's.

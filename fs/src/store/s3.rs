@@ -46,7 +46,30 @@ pub fn open(config: &S3) -> Result<Backend, String> {
         root_directory: config.root_directory.clone(),
         part_bytes: config.chunk_size_bytes,
         attributes: class.into_iter().map(|class| (Attribute::StorageClass, class)).collect(),
+        mistaken_key,
     })
+}
+
+/// The key to look at, by the codes that S3 answers with (its API reference, "Error responses"),
+/// and by what the HTTP client says when there is no answer.
+fn mistaken_key(error: &object_store::Error) -> Option<&'static str> {
+    const KEYS: [(&str, &str); 12] = [
+        // Where Amazon's machines get credentials when the configuration has none.
+        ("169.254.169.254", "storage.s3.accesskey and secretkey, which are not set"),
+        ("InvalidAccessKeyId", "storage.s3.accesskey"),
+        ("SignatureDoesNotMatch", "storage.s3.secretkey"),
+        ("InvalidToken", "storage.s3.sessiontoken"),
+        ("ExpiredToken", "storage.s3.sessiontoken"),
+        ("NoSuchBucket", "storage.s3.bucket"),
+        ("AuthorizationHeaderMalformed", "storage.s3.region"),
+        ("PermanentRedirect", "storage.s3.region"),
+        ("AccessDenied", "storage.s3.accesskey, and what it may do with storage.s3.bucket"),
+        ("invalid peer certificate", "storage.s3.regionendpoint and storage.s3.skipverify"),
+        ("dns error", "storage.s3.regionendpoint"),
+        ("Connection refused", "storage.s3.regionendpoint"),
+    ];
+    let said = format!("{error:?}");
+    KEYS.iter().find(|(code, _)| said.contains(code)).map(|(_, key)| *key)
 }
 
 /// The library builds this key from its name only.

@@ -17,16 +17,26 @@ use super::login::{self, Session};
 
 /// How long one request may take from its first byte to its last: a part on a slow line.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRIES_MAX: u32 = 3;
 /// After so long nothing is tried again.
-const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(8);
 /// After so long a server that cannot be reached is not tried again.
 const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(4);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// A login that failed is not tried again for so long: those who waited for it share the answer,
 /// and an account is not locked for too many wrong passwords.
 const FAILED_LOGIN_TTL: Duration = Duration::from_secs(1);
+
+/// What the sentences of failures name, the section itself last.
+const KEYS: [&str; 6] = [
+    "storage.swift.authurl",
+    "storage.swift.container",
+    "storage.swift.insecureskipverify",
+    "storage.swift.password",
+    "storage.swift.region",
+    "storage.swift",
+];
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 
@@ -115,7 +125,9 @@ impl Failure {
                 false => "",
             };
             let sentence = format!("{key}: {host} cannot be reached: {cause}{advice}");
-            return Self { retry_within: UNREACHABLE_TIMEOUT, ..Self::permanent(sentence) };
+            let is_mistake = !advice.is_empty();
+            let retry_within = if is_mistake { Duration::ZERO } else { UNREACHABLE_TIMEOUT };
+            return Self { retry_within, ..Self::permanent(sentence) };
         }
         if error.is_timeout() {
             return Self::transient(format!("{host} did not answer in time"));
@@ -126,6 +138,12 @@ impl Failure {
     /// The status of the answer, when there was one.
     pub fn status(&self) -> Option<StatusCode> {
         self.status
+    }
+
+    /// The key of the configuration to look at, when trying again changes nothing.
+    pub fn mistaken_key(&self) -> Option<&'static str> {
+        let is_named = |key: &&str| self.sentence.contains(key);
+        KEYS.into_iter().find(is_named).filter(|_| self.retry_within.is_zero())
     }
 
     /// The same, as the library has it.

@@ -20,7 +20,7 @@ mod listing;
 mod login;
 mod upload;
 
-use std::{fmt, sync::Arc};
+use std::{error::Error as _, fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -43,7 +43,7 @@ use object_store::{
 };
 
 use self::{
-    client::{Client, Request},
+    client::{Client, Failure, Request},
     login::text,
     upload::Upload,
 };
@@ -78,6 +78,7 @@ pub fn open(config: &Config) -> Result<Backend, String> {
         root_directory: String::new(),
         part_bytes: config.chunk_size_bytes,
         attributes: Attributes::new(),
+        mistaken_key: |error| error.source()?.downcast_ref::<Failure>()?.mistaken_key(),
     })
 }
 
