@@ -10,6 +10,8 @@ from keystone.server.wsgi import initialize_public_application
 
 class Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    # Swift validates many tokens at once.
+    request_queue_size = 128
 
 
 class Handler(WSGIRequestHandler):

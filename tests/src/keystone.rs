@@ -35,7 +35,7 @@ impl Keystone {
         }
         let config = format!(
             "[database]\nconnection = sqlite:///{0}/keystone.db\n\
-             [token]\nprovider = fernet\nexpiration = {1}\nallow_expired_window = 0\n\
+             [token]\nprovider = fernet\nexpiration = {1}\n\
              [fernet_tokens]\nkey_repository = {0}/fernet\n\
              [credential]\nkey_repository = {0}/credential\n\
              [identity]\npassword_hash_rounds = 4\n[cache]\nenabled = false\n",

@@ -344,7 +344,13 @@ async fn refusal(config: &Config, request: &Request<'_>, answer: Response) -> Fa
     let status = answer.status();
     let what = format!("Swift answered {} with {status}", request.method);
     let failure = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failure::permanent(format!(
+        // The token is a new one: who may not do this is told 403. Keystone may be overloaded, which
+        // Swift takes for a no.
+        StatusCode::UNAUTHORIZED => Failure::transient(format!(
+            "{what} to a token that {} has just issued; does Swift know it?",
+            config.auth_url
+        )),
+        StatusCode::FORBIDDEN => Failure::permanent(format!(
             "storage.swift.container: {what}; this login may not use the container {:?}",
             config.container
         )),
