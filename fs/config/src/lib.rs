@@ -30,7 +30,10 @@ pub use findings::Mistakes;
 pub use http::{Http, Tls, TlsVersion};
 pub use log::{Formatter, Level, Log};
 pub use secret::Secret;
-pub use storage::{Azure, AzureCredentials, Gcs, S3, ServiceAccount, Storage};
+pub use storage::{
+    Azure, AzureCredentials, Gcs, KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3,
+    ServiceAccount, Storage, Swift, SwiftLogin,
+};
 pub use upstream::{Credentials, Upstreams};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).

@@ -124,6 +124,22 @@ pub(crate) fn url(text: &str) -> Result<String, String> {
     }
 }
 
+/// Like [`url`], with a path behind it, returned without a trailing slash.
+pub(crate) fn url_with_path(text: &str) -> Result<String, String> {
+    let malformed = "expected a URL such as https://keystone.example.com:5000/v3, with no user \
+                     name or password in it";
+    let authority_at = text.find("://").map_or(0, |at| at + 3);
+    let path_at = text[authority_at..].find('/').map_or(text.len(), |at| authority_at + at);
+    let (origin, path) = text.split_at(path_at);
+    let is_of_path = |c: char| c.is_ascii_graphic() && !"?#@\\\"<>".contains(c);
+    match url(origin) {
+        Ok(origin) if path.chars().all(is_of_path) => {
+            Ok(format!("{origin}{}", path.trim_end_matches('/')))
+        }
+        _ => Err(malformed.to_owned()),
+    }
+}
+
 /// Like [`url`], where a bare `host[:port]` gets `scheme`.
 pub(crate) fn url_or_host(text: &str, scheme: &str) -> Result<String, String> {
     if text.contains("://") { url(text) } else { url(&format!("{scheme}://{text}")) }

@@ -136,7 +136,7 @@ impl Directory {
 }
 
 /// Blobs never change; links do. Distribution calls the one `data` and the other `link`.
-fn is_immutable(location: &Path) -> bool {
+pub(super) fn is_immutable(location: &Path) -> bool {
     location.filename() == Some("data")
 }
 

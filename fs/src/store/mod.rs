@@ -8,7 +8,9 @@ mod directory;
 mod gcs;
 mod http;
 mod keys;
+mod oss;
 mod s3;
+mod swift;
 
 use std::{
     num::NonZeroUsize,
@@ -44,8 +46,8 @@ const PART_DEADLINE: Duration = Duration::from_secs(60);
 /// How long completing an upload may take: the last parts, and the server's putting them together,
 /// which a directory does by syncing all of it.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
-/// The most parts that S3 accepts in one upload is 10,000.
-const PARTS_MAX: u64 = 9_000;
+/// The most parts that Swift accepts in one object; S3 takes 10,000.
+const PARTS_MAX: u64 = 1_000;
 /// What the HTTP client says when it gets no connection.
 const UNREACHABLE: [&str; 3] = ["dns error", "Connection refused", "connect timed out"];
 /// How many damaged blobs are remembered.
@@ -108,6 +110,8 @@ pub fn open(config: &Config) -> Result<Backend, String> {
         Config::S3(config) => s3::open(config),
         Config::Azure(config) => azure::open(config),
         Config::Gcs(config) => gcs::open(config),
+        Config::Swift(config) => swift::open(config),
+        Config::Oss(config) => oss::open(config),
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod azure;
 mod gcs;
+mod oss;
 mod s3;
+mod swift;
 #[cfg(test)]
 mod tests;
 
@@ -11,12 +13,14 @@ use std::path::PathBuf;
 pub use self::{
     azure::{Azure, AzureCredentials},
     gcs::{Gcs, ServiceAccount},
+    oss::Oss,
     s3::S3,
+    swift::{KeystoneDomain, KeystoneIdentity, KeystoneScope, Swift, SwiftLogin},
 };
 use crate::{section::Section, value::absolute_path};
 
 /// Distribution's drivers, those first that work here.
-const DRIVERS: [&str; 7] = ["filesystem", "s3", "azure", "gcs", "oss", "swift", "inmemory"];
+const DRIVERS: [&str; 7] = ["filesystem", "s3", "swift", "oss", "azure", "gcs", "inmemory"];
 
 /// `storage:`: the one driver that holds the content, shared by every node.
 #[derive(Debug)]
@@ -32,6 +36,10 @@ pub enum Storage {
     Azure(Azure),
     /// `storage.gcs`
     Gcs(Gcs),
+    /// `storage.swift`
+    Swift(Swift),
+    /// `storage.oss`
+    Oss(Oss),
 }
 
 impl Storage {
@@ -64,7 +72,9 @@ impl Storage {
                 "s3" => chosen = storage.section(driver, S3::read).map(Self::S3),
                 "azure" => chosen = storage.section(driver, Azure::read).map(Self::Azure),
                 "gcs" => chosen = storage.section(driver, Gcs::read).map(Self::Gcs),
-                _ => storage.mistake(driver, "not supported in this version; use another one"),
+                "swift" => chosen = storage.section(driver, Swift::read).map(Self::Swift),
+                "oss" => chosen = storage.section(driver, Oss::read).map(Self::Oss),
+                _ => storage.mistake(driver, "not supported: it shares nothing; use another one"),
             }
         }
         chosen

@@ -1,0 +1,107 @@
+//! Alibaba Cloud OSS as the shared storage: what is peculiar to it.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, TryStreamExt};
+use larder_fs::store::Backend;
+use larder_tests::{Oss, Sandbox, random_bytes, store};
+use object_store::{Error, ObjectStoreExt, PutMode, PutOptions, path::Path};
+use tokio::runtime::{Builder, Runtime};
+
+const LARGE_BYTES: usize = (65 << 20) + 12_345;
+
+fn runtime() -> Runtime {
+    // One thread, which is in the sandbox.
+    Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+fn open(section: &str) -> Backend {
+    store::open(&format!("{{oss: {{{section}}}}}")).expect("a store")
+}
+
+#[test]
+fn oss_keeps_what_is_put_and_nothing_else() {
+    let Some(sandbox) = Sandbox::enter(&[]) else { return };
+    let oss = Oss::start(&sandbox);
+    let backend = open(&format!("{}, encrypt: true", oss.section()));
+    let path = Path::from("cache/docker/registry/v2/a +ü&=%/large");
+    let (first, second) = (random_bytes(LARGE_BYTES), random_bytes(LARGE_BYTES / 4));
+    runtime().block_on(async {
+        store::upload(&backend, &path, &first).await.expect("an upload");
+        assert_eq!(backend.objects.head(&path).await.expect("a size").size, first.len() as u64);
+        for range in [0..1, (10 << 20) - 5..(10 << 20) + 5, first.len() - 9..first.len()] {
+            assert!(store::has(&backend, &path, &first, range).await);
+        }
+        store::upload(&backend, &path, &second).await.expect("an overwriting upload");
+        store::upload_and_abort(&backend, &path, &first).await.expect("an aborted upload");
+        assert!(store::has(&backend, &path, &second, 0..100).await);
+        assert_eq!(oss.content(), (vec![path.to_string()], 0), "no part is left");
+
+        let create = PutOptions { mode: PutMode::Create, ..Default::default() };
+        let again = backend.objects.put_opts(&path, "x".into(), create.clone()).await;
+        assert!(matches!(again, Err(Error::AlreadyExists { .. })), "{again:?}");
+        backend.objects.delete(&path).await.expect("a deletion");
+        assert_eq!(oss.content(), (vec![], 0), "nothing is left");
+        backend.objects.put_opts(&path, "x".into(), create).await.expect("it is absent");
+        let gone = backend.objects.head(&Path::from("none")).await;
+        assert!(matches!(gone, Err(Error::NotFound { .. })), "{gone:?}");
+    });
+    assert_eq!(oss.encrypted(), 4, "every new object, and no part, is to be encrypted");
+}
+
+#[test]
+fn a_listing_of_oss_has_every_page() {
+    let Some(sandbox) = Sandbox::enter(&[]) else { return };
+    let oss = Oss::start(&sandbox);
+    let backend = open(&format!("{}, rootdirectory: /cache/", oss.section()));
+    assert_eq!(backend.root_directory, "cache");
+    let base = Path::from("cache/docker/registry/v2/links");
+    runtime().block_on(async {
+        let puts = (0..1_100).map(|i| {
+            let (path, objects) =
+                (base.clone().join(format!("{i:05}")).join("link"), &backend.objects);
+            async move { objects.put(&path, i.to_string().into()).await }
+        });
+        futures_util::stream::iter(puts).buffered(16).try_collect::<Vec<_>>().await.expect("puts");
+        let listed = backend.objects.list(Some(&base)).try_collect::<Vec<_>>().await;
+        assert_eq!(listed.expect("a listing").len(), 1_100);
+        let names = backend.objects.list_with_delimiter(Some(&base)).await.expect("names");
+        assert_eq!(names.common_prefixes.len(), 1_100);
+    });
+}
+
+#[test]
+fn a_mistake_is_told_by_the_key_to_look_at() {
+    let Some(sandbox) = Sandbox::enter(&[]) else { return };
+    let oss = Oss::start(&sandbox);
+    let section = oss.section();
+    let nobody = sandbox.address();
+    let listening = section.split("endpoint: \"").nth(1).and_then(|s| s.split('"').next());
+    let listening = listening.expect("the endpoint");
+    for (right, wrong, key) in [
+        (Oss::KEY_ID, "nobody", "storage.oss.accesskeyid"),
+        (Oss::KEY_SECRET, "hunter2", "storage.oss.accesskeysecret"),
+        ("cn-hangzhou", "cn-beijing", "storage.oss.region"),
+        ("bucket: larder", "bucket: lader", "storage.oss.bucket"),
+        (listening, &*nobody, "storage.oss.endpoint"),
+    ] {
+        let backend = open(&section.replace(right, wrong));
+        runtime().block_on(async {
+            let started = Instant::now();
+            let list = backend.objects.list(None).next().await;
+            let error = list.expect("an answer").expect_err("an error");
+            let (shown, debugged) = (error.to_string(), format!("{error:?}"));
+            println!("{shown}");
+            assert!(shown.contains(key), "{shown}");
+            assert!(!debugged.contains(wrong_secret(wrong)), "{debugged}");
+            assert!(!debugged.contains(Oss::KEY_SECRET), "{debugged}");
+            let head = backend.objects.head(&Path::from("none")).await.expect_err("an error");
+            assert!(!matches!(head, Error::NotFound { .. }), "no miss: {head}");
+            assert!(started.elapsed() < Duration::from_secs(10), "{key}: {:?}", started.elapsed());
+        });
+    }
+}
+
+fn wrong_secret(wrong: &str) -> &str {
+    if wrong == "hunter2" { wrong } else { "\0" }
+}
