@@ -19,6 +19,7 @@ use std::{
 
 use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use crate::{Sandbox, Storage, run};
@@ -29,7 +30,6 @@ const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 const EMAIL: &str = "larder@project.iam.gserviceaccount.com";
 /// As many names as Google puts into one page of a listing.
 const PAGE: usize = 1000;
-const DATE: &str = "Mon, 23 Nov 2026 09:00:00 GMT";
 
 /// A server in this process with one bucket.
 pub struct Gcs {
@@ -61,6 +61,8 @@ struct Request {
     query: HashMap<String, String>,
     token: String,
     range: Option<(usize, usize)>,
+    /// `x-goog-if-generation-match: 0`
+    if_absent: bool,
     body: Vec<u8>,
 }
 
@@ -186,6 +188,7 @@ fn read(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
         query,
         token: String::new(),
         range: None,
+        if_absent: false,
         body: vec![],
     };
     loop {
@@ -198,6 +201,7 @@ fn read(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request>> {
             }
             "content-length" => request.body.resize(value.parse().unwrap_or_default(), 0),
             "range" => request.range = range(value),
+            "x-goog-if-generation-match" => request.if_absent = value == "0",
             _ => {}
         }
     }
@@ -269,6 +273,9 @@ impl Bucket {
         match (&*request.method, upload) {
             ("GET", _) if name.is_empty() => self.list(request),
             ("GET" | "HEAD", None) => self.get(name, request.range),
+            ("PUT", None) if request.if_absent && self.objects.contains_key(name) => {
+                error(412, "PreconditionFailed")
+            }
             ("PUT", None) => {
                 self.objects.insert(name.to_owned(), request.body.clone());
                 (200, "ETag: \"1\"\r\n".to_owned(), vec![])
@@ -318,7 +325,9 @@ impl Bucket {
 
     fn get(&self, name: &str, range: Option<(usize, usize)>) -> Answer {
         let Some(content) = self.objects.get(name) else { return error(404, "NoSuchKey") };
-        let headers = format!("ETag: \"1\"\r\nLast-Modified: {DATE}\r\n");
+        // An object has no date of its own here, and is always new.
+        let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+        let headers = format!("ETag: \"1\"\r\nLast-Modified: {date}\r\n");
         let Some((first, last)) = range else { return (200, headers, content.clone()) };
         if first >= content.len() {
             return error(416, "InvalidRange");

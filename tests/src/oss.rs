@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
 use reqwest::Url;
 use sha2::{Digest, Sha256};
 
@@ -21,7 +22,6 @@ use crate::Sandbox;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// OSS's own default, a tenth of S3's.
 const PAGE_KEYS: usize = 100;
-const DATE: &str = "Mon, 23 Nov 2026 09:00:00 GMT";
 
 /// A bucket.
 pub struct Oss {
@@ -335,7 +335,9 @@ impl Bucket {
             }
         };
         answer.headers += &content_length(&answer.body);
-        answer.headers += &format!("Last-Modified: {DATE}\r\n");
+        // An object has no date of its own here, and is always new.
+        let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+        answer.headers += &format!("Last-Modified: {date}\r\n");
         with_etag(answer)
     }
 

@@ -1,9 +1,14 @@
 //! The conformance suite, on each storage system's real server.
 
+use std::time::Duration;
+
 use larder_tests::{
-    Azurite, Gcs, S3, Sandbox, Storage,
+    Azurite, Gcs, Keystone, Oss, S3, Sandbox, Storage, Swift,
     conformance::{Lacks, conforms},
 };
+
+/// Longer than a test: that tokens end is tested where it matters.
+const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 
 #[test]
 fn a_local_directory_conforms() {
@@ -31,4 +36,32 @@ fn gcs_conforms() {
     let Some(sandbox) = Sandbox::enter(&[Gcs::NEEDS]) else { return };
     let gcs = Gcs::start(&sandbox);
     conforms(&gcs.storage(&sandbox).config(&sandbox), Lacks::default());
+}
+
+#[test]
+fn oss_conforms() {
+    let Some(sandbox) = Sandbox::enter(&[]) else { return };
+    let oss = Oss::start(&sandbox);
+    let storage = Storage::Other(format!("oss: {{{}}}", oss.section()));
+    conforms(&storage.config(&sandbox), Lacks::default());
+}
+
+#[test]
+fn swift_conforms() {
+    let Some(sandbox) = Sandbox::enter(&Swift::NEEDS) else { return };
+    swift_of(&sandbox, &Swift::start(&sandbox, TOKEN_LIFE));
+}
+
+#[test]
+fn swift_with_keystone_conforms() {
+    let needs = [&Swift::NEEDS[..], &[Keystone::NEEDS]].concat();
+    let Some(sandbox) = Sandbox::enter(&needs) else { return };
+    let keystone = Keystone::start(&sandbox, TOKEN_LIFE);
+    swift_of(&sandbox, &Swift::with_keystone(&sandbox, &keystone));
+}
+
+fn swift_of(sandbox: &Sandbox, swift: &Swift<'_>) {
+    let storage = Storage::Other(format!("swift: {{{}}}", swift.section()));
+    conforms(&storage.config(sandbox), Lacks { atomic_create: true });
+    assert_eq!(swift.names(), Vec::<String>::new(), "segments are left over");
 }

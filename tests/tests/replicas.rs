@@ -1,8 +1,14 @@
 //! Several nodes on one storage.
 
+use std::time::Duration;
+
 use larder_tests::{
-    Azurite, Format, Gcs, Image, Node, S3, Sandbox, Storage, Upstream, scenario::wait_until_cached,
+    Azurite, Format, Gcs, Image, Keystone, Node, Oss, S3, Sandbox, Storage, Swift, Upstream,
+    scenario::wait_until_cached,
 };
+
+/// Short enough to end while the test runs.
+const TOKEN_LIFE: Duration = Duration::from_secs(5);
 
 // "2. What `rename` acknowledged survives a crash of any node and is readable on every node."
 // "Once any node has cached a layer, every node serves it."
@@ -38,6 +44,35 @@ fn a_second_node_serves_what_the_first_pulled_into_gcs() {
     let Some(sandbox) = Sandbox::enter(&needs) else { return };
     let gcs = Gcs::start(&sandbox);
     a_second_node_serves_what_the_first_pulled(&sandbox, &gcs.storage(&sandbox));
+}
+
+#[test]
+fn a_second_node_serves_what_the_first_pulled_into_oss() {
+    let Some(sandbox) = Sandbox::enter(&[&Node::NEEDS[..], &[Upstream::NEEDS]].concat()) else {
+        return;
+    };
+    let oss = Oss::start(&sandbox);
+    let storage = Storage::Other(format!("oss: {{{}}}", oss.section()));
+    a_second_node_serves_what_the_first_pulled(&sandbox, &storage);
+}
+
+#[test]
+fn a_second_node_serves_what_the_first_pulled_into_swift() {
+    let needs = [&Node::NEEDS[..], &Swift::NEEDS, &[Upstream::NEEDS]].concat();
+    let Some(sandbox) = Sandbox::enter(&needs) else { return };
+    let swift = Swift::start(&sandbox, TOKEN_LIFE);
+    let storage = Storage::Other(format!("swift: {{{}}}", swift.section()));
+    a_second_node_serves_what_the_first_pulled(&sandbox, &storage);
+}
+
+#[test]
+fn a_second_node_serves_what_the_first_pulled_into_swift_with_keystone() {
+    let needs = [&Node::NEEDS[..], &Swift::NEEDS, &[Keystone::NEEDS, Upstream::NEEDS]].concat();
+    let Some(sandbox) = Sandbox::enter(&needs) else { return };
+    let keystone = Keystone::start(&sandbox, TOKEN_LIFE);
+    let swift = Swift::with_keystone(&sandbox, &keystone);
+    let storage = Storage::Other(format!("swift: {{{}}}", swift.section()));
+    a_second_node_serves_what_the_first_pulled(&sandbox, &storage);
 }
 
 /// The first node pulls and is killed, and the upstream stops. Then a node that was there all the

@@ -53,6 +53,8 @@ fn mistaken_key(error: &object_store::Error) -> Option<&'static str> {
         Some("storage.gcs.bucket")
     } else if says(&["token request", "401 Unauthorized", "403 Forbidden"]) {
         Some("storage.gcs.keyfile (or credentials)")
+    } else if says(&["HTTP error"]) {
+        Some("storage.gcs")
     } else {
         None
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 use larder_config::Swift as Config;
 use object_store::Error;
 use reqwest::{Response, Url, redirect::Policy};
@@ -257,7 +257,11 @@ impl Client {
         let url = self.url(session, request);
         let builder =
             self.http.request(request.method.clone(), url).headers(request.headers.clone());
-        let builder = builder.header(AUTH_TOKEN, session.token.clone());
+        let mut builder = builder.header(AUTH_TOKEN, session.token.clone());
+        if request.method == Method::PUT {
+            // An empty body is sent without one, and Swift wants to know.
+            builder = builder.header(CONTENT_LENGTH, request.body.len());
+        }
         let answer = builder.body(request.body.clone()).send().await;
         let keys = "storage.swift (authurl, and with Keystone region and endpointtype)";
         answer.map_err(|e| Failure::transport(keys, &e))
