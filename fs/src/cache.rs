@@ -7,8 +7,7 @@
 //! ```
 //!
 //! A blob is synced before it gets its name, so that a name never outlives its bytes in a crash.
-//! A blob that is open is not evicted: unlinking it would free nothing. So the cache may exceed
-//! its size by what is open, and shrinks when that is closed.
+//! A blob that is open is not evicted: unlinking it would free nothing.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -47,6 +46,15 @@ struct Slot {
     size_bytes: u64,
     /// How many [`CachedBlob`]s are open.
     readers: usize,
+}
+
+/// What is known of a blob in the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Since when it is in the cache.
+    pub cached: SystemTime,
+    /// When it was last hashed.
+    pub verified: Option<SystemTime>,
 }
 
 /// How full the cache is.
@@ -110,6 +118,12 @@ impl Cache {
         Some(BlobMeta { size_bytes: metadata.len(), modified })
     }
 
+    /// What is known of a blob that is in the cache.
+    pub fn facts(&self, digest: &Digest) -> Option<Facts> {
+        let meta = self.stat(digest)?;
+        Some(Facts { cached: meta.modified, verified: Some(meta.modified) })
+    }
+
     /// Opens a blob that is in the cache, and makes it the most recently used.
     ///
     /// A file that is gone or has another length than when it was verified is dropped from the
@@ -139,12 +153,14 @@ impl Cache {
     }
 
     /// Makes room for a blob that is about to be staged. Room is kept until the reservation is
-    /// dropped; a blob larger than the whole cache gets what there is.
-    pub fn reserve(self: &Arc<Self>, size_bytes: u64) -> Reservation {
-        let mut index = self.index();
-        index.used_bytes += size_bytes;
-        self.evict(&mut index);
-        Reservation { size_bytes, cache: Arc::clone(self) }
+    /// dropped, or the blob adopted.
+    ///
+    /// # Errors
+    /// [`Error::Disk`] with ENOSPC when there is no room, even without every blob that nobody reads.
+    pub fn reserve(self: &Arc<Self>, size_bytes: u64) -> Result<Reservation> {
+        let mut room = Reservation { size_bytes: 0, cache: Arc::clone(self) };
+        room.grow(size_bytes)?;
+        Ok(room)
     }
 
     /// Where a file of this name is staged.
@@ -175,6 +191,7 @@ impl Cache {
         name: &str,
         digest: &Digest,
         modified: SystemTime,
+        room: Reservation,
     ) -> Result<CachedBlob> {
         let (staged, path) = (self.staging_path(name), self.blob_path(digest));
         let explain = |e| Error::disk(format!("adopt {}", path.display()), e);
@@ -191,6 +208,9 @@ impl Cache {
         let slot = Slot { size_bytes, readers: readers + 1 };
         let replaced = index.blobs.put(digest.clone(), slot).map_or(0, |slot| slot.size_bytes);
         index.used_bytes = index.used_bytes + size_bytes - replaced;
+        drop(index);
+        drop(room);
+        let mut index = self.index();
         self.evict(&mut index);
         Ok(CachedBlob { file, digest: digest.clone(), cache: Arc::clone(self) })
     }
@@ -248,6 +268,11 @@ pub struct CachedBlob {
 }
 
 impl CachedBlob {
+    /// The digest that the content was verified against.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
     /// The whole, verified content.
     pub fn file(&self) -> &File {
         &self.file
@@ -264,6 +289,26 @@ impl Drop for CachedBlob {
 pub struct Reservation {
     size_bytes: u64,
     cache: Arc<Cache>,
+}
+
+impl Reservation {
+    /// Makes it at least this large.
+    ///
+    /// # Errors
+    /// As [`Cache::reserve`].
+    pub fn grow(&mut self, size_bytes: u64) -> Result<()> {
+        let more_bytes = size_bytes.saturating_sub(self.size_bytes);
+        let mut index = self.cache.index();
+        index.used_bytes += more_bytes;
+        self.cache.evict(&mut index);
+        if index.used_bytes > self.cache.limit_bytes {
+            index.used_bytes -= more_bytes;
+            let full = io::Error::from_raw_os_error(libc::ENOSPC);
+            return Err(Error::disk(format!("make room for {more_bytes} bytes"), full));
+        }
+        self.size_bytes += more_bytes;
+        Ok(())
+    }
 }
 
 impl Drop for Reservation {
@@ -321,11 +366,13 @@ fn scan(directory: &Path) -> io::Result<Index> {
 mod tests {
     use std::io::{Read, Write};
 
+    use larder_config::Fill;
+
     use super::*;
 
     fn cache(directory: &Path, limit_bytes: u64) -> Arc<Cache> {
         let size = CacheSize::Bytes(limit_bytes);
-        Cache::open(&Config { directory: directory.to_owned(), size }).unwrap()
+        Cache::open(&Config { directory: directory.to_owned(), size, fill: Fill::Never }).unwrap()
     }
 
     fn put(cache: &Arc<Cache>, content: &[u8]) -> Digest {
@@ -335,7 +382,9 @@ mod tests {
     fn put_open(cache: &Arc<Cache>, content: &[u8]) -> CachedBlob {
         let digest = Digest::of(Algorithm::Sha256, content);
         cache.stage("x").unwrap().write_all(content).unwrap();
-        cache.adopt("x", &digest, SystemTime::now()).unwrap()
+        cache
+            .adopt("x", &digest, SystemTime::now(), cache.reserve(content.len() as u64).unwrap())
+            .unwrap()
     }
 
     fn content(blob: &CachedBlob) -> Vec<u8> {
@@ -364,22 +413,11 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_larger_than_the_cache_goes_when_it_is_closed() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(directory.path(), 5);
-        let big = put_open(&cache, b"0123456789");
-        assert_eq!(content(&big), b"0123456789");
-        assert_eq!(cache.usage().used_bytes, 10);
-        drop(big);
-        assert_eq!((cache.usage().blobs, cache.usage().used_bytes), (0, 0));
-    }
-
-    #[test]
     fn a_reservation_makes_room_and_gives_it_back() {
         let directory = tempfile::tempdir().unwrap();
         let cache = cache(directory.path(), 20);
         let a = put(&cache, b"aaaaaaaaaa");
-        let reservation = cache.reserve(15);
+        let reservation = cache.reserve(15).unwrap();
         assert!(cache.stat(&a).is_none());
         assert_eq!(cache.usage().used_bytes, 15);
         drop(reservation);
@@ -395,7 +433,8 @@ mod tests {
         assert!(
             Cache::open(&Config {
                 directory: directory.path().into(),
-                size: CacheSize::Percent(1)
+                size: CacheSize::Percent(1),
+                fill: Fill::Never,
             })
             .is_err_and(|e| e.contains("in use")),
             "two caches share a directory"

@@ -73,7 +73,7 @@ fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
     tracing::info!(blobs, used_bytes, limit_bytes, "local cache");
     // The Debug of a configuration shows no secret.
     let report = format!("{:#?}\n{:#?}\n", config.storage, config.cache);
-    Ok(Filesystem::new(Arc::new(storage), cache, report))
+    Ok(Filesystem::new(Arc::new(storage), cache, config.cache.fill, report))
 }
 
 /// Asks the storage whether it is fit to be mounted. One that is down now does not keep us from

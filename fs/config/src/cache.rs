@@ -14,6 +14,21 @@ pub struct Cache {
     pub directory: PathBuf,
     /// `cache.size`, 20% when absent.
     pub size: CacheSize,
+    /// `cache.fill`, `sequential` when absent.
+    pub fill: Fill,
+}
+
+/// When a blob that is read is fetched whole into the cache, whether or not all of it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// `cache.fill: always`: when it is opened.
+    Always,
+    /// `cache.fill: sequential`: when a reader has read 4 MiB of it on end. Reads here and there
+    /// fetch little more than what they ask for.
+    Sequential,
+    /// `cache.fill: never`: when its last bytes are asked for, which are shown only after all of it
+    /// was verified.
+    Never,
 }
 
 /// How much the local read cache may hold.
@@ -33,7 +48,17 @@ impl Cache {
                 .value("directory", absolute_path)
                 .unwrap_or_else(|| PathBuf::from("/var/cache/larder")),
             size: cache.value("size", size).unwrap_or(CacheSize::Percent(20)),
+            fill: cache.value("fill", fill).unwrap_or(Fill::Sequential),
         })
+    }
+}
+
+fn fill(text: &str) -> Result<Fill, String> {
+    match text {
+        "always" => Ok(Fill::Always),
+        "sequential" => Ok(Fill::Sequential),
+        "never" => Ok(Fill::Never),
+        _ => Err(expected("always, sequential or never", text)),
     }
 }
 

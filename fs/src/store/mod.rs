@@ -11,6 +11,7 @@ mod keys;
 mod oss;
 mod s3;
 mod swift;
+mod upload;
 
 use std::{
     num::NonZeroUsize,
@@ -28,17 +29,20 @@ use larder_config::Storage as Config;
 use larder_layout::{Algorithm, Digest, Link, Membership, Repository};
 use lru::LruCache;
 use object_store::{
-    Attributes, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions,
-    PutPayload, WriteMultipart, path::Path,
+    Attributes, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions,
+    PutOptions, PutPayload, path::Path,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
+pub use self::upload::Upload;
 use self::{circuit::Circuit, keys::Keys};
 use crate::error::{Error, Result};
 
 /// How much of a blob is asked for, or sent, in one request. A quarter of a second at 256 Mbit/s:
 /// long enough to fill a connection across an ocean, short enough to be tried again.
 pub const PART_BYTES: u64 = 8 << 20;
+/// How many parts are sent at a time, of all blobs: with [`PART_BYTES`], 128 MiB of memory.
+const PARTS_IN_FLIGHT_MAX: usize = 16;
 /// How long an operation may take that moves no content, with all its attempts.
 const NAME_DEADLINE: Duration = Duration::from_secs(20);
 /// How long one that moves a part may take.
@@ -46,8 +50,6 @@ const PART_DEADLINE: Duration = Duration::from_secs(60);
 /// How long completing an upload may take: the last parts, and the server's putting them together,
 /// which a directory does by syncing all of it.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
-/// The most parts that Swift accepts in one object; S3 takes 10,000.
-const PARTS_MAX: u64 = 1_000;
 /// What the HTTP client says when it gets no connection.
 const UNREACHABLE: [&str; 3] = ["dns error", "Connection refused", "connect timed out"];
 /// How many damaged blobs are remembered.
@@ -61,6 +63,7 @@ pub struct Storage {
     circuit: Circuit,
     keys: Keys,
     part_bytes: u64,
+    parts_in_flight: Arc<Semaphore>,
     /// Sent with every object.
     attributes: Attributes,
     /// Blobs that did not hash to their name when they were read.
@@ -136,7 +139,14 @@ impl Storage {
         let Backend { objects, root_directory, part_bytes, attributes, .. } = backend;
         let keys = Keys::new(&root_directory);
         let damaged = Mutex::new(LruCache::new(DAMAGED_MAX));
-        Self { objects, circuit: Circuit::default(), keys, part_bytes, attributes, damaged }
+        let (circuit, parts_in_flight) =
+            (Circuit::default(), Arc::new(Semaphore::new(PARTS_IN_FLIGHT_MAX)));
+        Self { objects, circuit, keys, part_bytes, parts_in_flight, attributes, damaged }
+    }
+
+    /// How much of a large blob is sent in one request.
+    pub fn part_bytes(&self) -> u64 {
+        self.part_bytes
     }
 
     /// Size and age of a blob.
@@ -153,14 +163,28 @@ impl Storage {
         Ok(BlobMeta::from(&meta))
     }
 
-    /// A range of a blob's content, unverified.
+    /// A range of a blob's content, unverified, as it arrives. The range is not empty.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the blob is gone.
-    pub async fn read_blob(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
+    /// [`Error::NotFound`] when the blob is gone, [`Error::Storage`] when it has another length
+    /// than `size_bytes`, as it was told before.
+    pub async fn read_blob(
+        &self,
+        digest: &Digest,
+        size_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes>>> {
         let key = self.keys.blob(digest);
-        let get = self.objects.get_range(&key, range);
-        self.circuit.run(format!("read {key}"), PART_DEADLINE, get).await
+        let options = GetOptions { range: Some(range.into()), ..Default::default() };
+        let get = self.objects.get_opts(&key, options);
+        let found = self.circuit.run(format!("read {key}"), NAME_DEADLINE, get).await?;
+        if found.meta.size != size_bytes {
+            let source = format!("it has {} bytes now, not {size_bytes}", found.meta.size).into();
+            let source = object_store::Error::Generic { store: "blob", source };
+            return Err(Error::storage(format!("read {key}"), source));
+        }
+        let content = found.into_stream();
+        Ok(content.map_err(move |e| Error::storage(format!("read {key}"), e)).boxed())
     }
 
     /// Publishes a blob that was verified before, in one request.
@@ -168,19 +192,16 @@ impl Storage {
         self.put(self.keys.blob(digest), content.into()).await
     }
 
-    /// Begins a large blob of `size_bytes`, to be sent in parts. Nothing of it is visible before
+    /// Begins a large blob, to be sent in parts. Nothing of it is visible before
     /// [`Upload::complete`].
-    pub async fn upload_blob(&self, digest: &Digest, size_bytes: u64) -> Result<Upload<'_>> {
+    pub async fn upload_blob(self: &Arc<Self>, digest: &Digest) -> Result<Upload> {
         let key = self.keys.blob(digest);
         let options =
             PutMultipartOptions { attributes: self.attributes.clone(), ..Default::default() };
         let begin = self.objects.put_multipart_opts(&key, options).map_err(not_a_miss);
         let operation = format!("begin upload of {key}");
-        let upload = self.circuit.run(operation, NAME_DEADLINE, begin).await?;
-        let part_bytes = self.part_bytes.max(size_bytes.div_ceil(PARTS_MAX));
-        let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
-        let parts = WriteMultipart::new_with_chunk_size(upload, part_bytes);
-        Ok(Upload { parts, key, circuit: &self.circuit })
+        let parts = self.circuit.run(operation, NAME_DEADLINE, begin).await?;
+        Ok(Upload::new(Arc::clone(self), key, parts))
     }
 
     /// Remembers that what is stored under `digest` does not hash to it.
@@ -293,52 +314,6 @@ impl Storage {
         let list = self.circuit.run(format!("list {prefix}"), PART_DEADLINE, list).await?;
         let names = list.common_prefixes.iter().filter_map(|path| path.filename());
         Ok(names.map(str::to_owned).collect())
-    }
-
-    /// One blob's content from the first to the last byte, in parts that are fetched ahead.
-    pub fn stream_blob(
-        self: &Arc<Self>,
-        digest: &Digest,
-        size_bytes: u64,
-        connections: usize,
-    ) -> BoxStream<'static, Result<Bytes>> {
-        let starts = (0..size_bytes).step_by(PART_BYTES as usize);
-        let (storage, digest) = (Arc::clone(self), digest.clone());
-        let parts = stream::iter(starts).map(move |start| {
-            let (storage, digest) = (Arc::clone(&storage), digest.clone());
-            let range = start..(start + PART_BYTES).min(size_bytes);
-            async move { storage.read_blob(&digest, range).await }
-        });
-        parts.buffered(connections).into_stream().boxed()
-    }
-}
-
-/// A large blob on its way into the storage.
-pub struct Upload<'a> {
-    parts: WriteMultipart,
-    key: Path,
-    circuit: &'a Circuit,
-}
-
-impl Upload<'_> {
-    /// Sends the next piece of the content, once fewer than `connections` parts are on their way.
-    pub async fn write(&mut self, content: Bytes, connections: usize) -> Result<()> {
-        let capacity = self.parts.wait_for_capacity(connections);
-        self.circuit.run(format!("upload {}", self.key), PART_DEADLINE, capacity).await?;
-        self.parts.put(content);
-        Ok(())
-    }
-
-    /// Makes the blob visible, durably.
-    pub async fn complete(self) -> Result<()> {
-        let operation = format!("complete upload of {}", self.key);
-        self.circuit.run(operation, COMPLETE_DEADLINE, self.parts.finish()).await.map(drop)
-    }
-
-    /// Takes back what was sent.
-    pub async fn abort(self) -> Result<()> {
-        let operation = format!("abort upload of {}", self.key);
-        self.circuit.run(operation, NAME_DEADLINE, self.parts.abort()).await
     }
 }
 
