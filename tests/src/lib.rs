@@ -12,6 +12,7 @@ mod containerd;
 mod dockerd;
 mod gcs;
 mod haproxy;
+mod http;
 mod image;
 mod keystone;
 pub mod nfs;

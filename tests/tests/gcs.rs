@@ -33,7 +33,7 @@ fn objects_are_put_read_listed_replaced_and_deleted() {
     let Some(sandbox) = Sandbox::enter(&[Gcs::NEEDS]) else { return };
     let gcs = Gcs::start(&sandbox);
     Opened::open(&sandbox, &section(&sandbox, &gcs.key_file(), "")).unwrap().exercise();
-    assert_eq!(gcs.open_uploads(), 0, "an aborted upload leaves nothing");
+    assert_eq!(gcs.content().1, [""; 0], "an aborted upload leaves nothing");
 }
 
 /// Guarantee 9: no secret reaches a log or an error.

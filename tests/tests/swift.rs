@@ -146,9 +146,9 @@ fn what_docker_registry_has_stored_in_swift_is_served_unchanged() {
         return;
     };
     let swift = Swift::start(&sandbox, LONG);
-    let (_process, registry) = swift.registry("filler");
+    let registry = Upstream::over(&sandbox, "filler", &swift.storage());
     let image = Image::new(Format::ALL[0]);
-    registry.push(&image);
+    registry.registry().push(&image);
 
     let storage = Arc::new(Storage::new(open(&swift.section())));
     let runtime = runtime();
@@ -204,9 +204,9 @@ fn docker_registry_serves_from_swift_what_larder_has_stored() {
         let tag = Link::Tag(repository.clone(), image.tag.parse().expect("a tag"));
         storage.put_link(&tag, &image.index.digest).await.expect("a tag");
     });
-    let (_process, registry) = swift.registry("heir");
+    let registry = Upstream::over(&sandbox, "heir", &swift.storage());
     for platform in [&image.native, &image.foreign] {
-        registry.pull(&image, platform).expect("the registry serves it");
+        registry.registry().pull(&image, platform).expect("the registry serves it");
     }
 }
 
