@@ -118,6 +118,7 @@ impl Node {
         let cache = Cache::open(&CacheConfig { directory: directory.path().into(), size }).unwrap();
         let storage = Arc::new(Storage::new(Backend {
             objects: Arc::clone(store) as _,
+            leftovers: None,
             root_directory: String::new(),
             part_bytes: PART_BYTES,
             attributes: ObjectAttributes::new(),

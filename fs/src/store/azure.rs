@@ -42,6 +42,9 @@ pub fn open(config: &Azure) -> Result<Backend, String> {
     let objects = builder.build().map_err(|e| format!("storage.azure: {e}"))?;
     Ok(Backend {
         objects: Arc::new(objects),
+        // Azure removes blocks that were not committed a week after the last of them came, and has no
+        // call for it (REST API, "Put Block").
+        leftovers: None,
         root_directory: config.root_directory.clone(),
         part_bytes: PART_BYTES,
         attributes: Attributes::new(),

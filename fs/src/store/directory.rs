@@ -21,8 +21,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::Path as FilePath,
     sync::Arc,
-    thread,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -42,7 +41,7 @@ use self::{
     names::Root,
     staged::{IfExists, Staged},
 };
-use super::{Backend, PART_BYTES};
+use super::{Backend, Leftovers, PART_BYTES};
 
 /// How many threads may wait for the directory. An NFS server that is away keeps them all, and the
 /// local cache needs threads, too.
@@ -57,8 +56,10 @@ const DELETES: usize = 10;
 /// # Errors
 /// A sentence that names the key to look at.
 pub fn open(root: &FilePath) -> Result<Backend, String> {
+    let directory = Directory::open(root)?;
     Ok(Backend {
-        objects: Arc::new(Directory::open(root)?),
+        objects: Arc::new(directory.clone()),
+        leftovers: Some(Arc::new(directory)),
         root_directory: String::new(),
         part_bytes: PART_BYTES,
         attributes: Attributes::new(),
@@ -106,15 +107,6 @@ impl Directory {
         let inner = LocalFileSystem::new_with_prefix(path).map_err(|e| unopened(&e))?;
         let root = Arc::new(Root::open(path).map_err(|e| unopened(&e))?);
         staged::try_out(&root).map_err(explain)?;
-
-        let swept = Arc::clone(&root);
-        let sweep = move || {
-            if let Err(e) = staged::sweep_leftovers(&swept) {
-                tracing::warn!("cannot remove what a crash has left in the storage: {e}");
-            }
-        };
-        let sweeper = thread::Builder::new().name("sweep".to_owned()).spawn(sweep);
-        sweeper.map_err(|e| format!("no thread to sweep leftovers: {e}"))?;
         Ok(Self { root, inner, calls: Arc::new(Semaphore::new(CALLS_MAX)) })
     }
 
@@ -366,6 +358,15 @@ impl ObjectStore for Directory {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[async_trait]
+impl Leftovers for Directory {
+    /// It may wait for a node that died: see [`Staged::publish`].
+    async fn sweep(&self, older_than: Duration) -> Result<usize> {
+        let sweep = self.blocking(move |root| staged::sweep_leftovers(root, older_than));
+        sweep.await?.map_err(|e| generic(e.into()))
     }
 }
 

@@ -45,7 +45,11 @@ pub fn text(error: &object_store::Error) -> String {
 /// first cause.
 pub fn cause(error: &object_store::Error) -> String {
     let text = text(error);
-    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
     let last = || text.lines().last().unwrap_or_default();
-    code.map_or_else(last, |(code, _)| code).chars().take(CAUSE_MAX_CHARS).collect()
+    code(&text).unwrap_or_else(last).chars().take(CAUSE_MAX_CHARS).collect()
+}
+
+/// The code in what S3, and those that speak like it, answer to a request that fails.
+pub fn code(answer: &str) -> Option<&str> {
+    Some(answer.split_once("<Code>")?.1.split_once("</Code>")?.0)
 }

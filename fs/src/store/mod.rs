@@ -8,11 +8,13 @@ mod directory;
 mod gcs;
 mod http;
 mod keys;
+mod leftovers;
 mod oss;
 mod s3;
 mod swift;
 
 use std::{
+    fmt,
     num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -33,6 +35,7 @@ use object_store::{
 };
 use tokio::time::timeout;
 
+pub use self::leftovers::{Leftovers, sweep_hourly};
 use self::{circuit::Circuit, keys::Keys};
 use crate::error::{Error, Result};
 
@@ -46,6 +49,8 @@ const PART_DEADLINE: Duration = Duration::from_secs(60);
 /// How long completing an upload may take: the last parts, and the server's putting them together,
 /// which a directory does by syncing all of it.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
+/// How long a sweep of leftovers may take. What it does not come to, a later one does.
+const SWEEP_DEADLINE: Duration = Duration::from_secs(600);
 /// The most parts that Swift accepts in one object; S3 takes 10,000.
 const PARTS_MAX: u64 = 1_000;
 /// What the HTTP client says when it gets no connection.
@@ -58,6 +63,7 @@ const LINK_MAX_BYTES: u64 = 256;
 /// The storage that all nodes share.
 pub struct Storage {
     objects: Arc<dyn ObjectStore>,
+    leftovers: Option<Arc<dyn Leftovers>>,
     circuit: Circuit,
     keys: Keys,
     part_bytes: u64,
@@ -71,6 +77,8 @@ pub struct Storage {
 pub struct Backend {
     /// Its objects.
     pub objects: Arc<dyn ObjectStore>,
+    /// What killed nodes have left in it, unless the system removes that by itself.
+    pub leftovers: Option<Arc<dyn Leftovers>>,
     /// What every key begins with; may be empty.
     pub root_directory: String,
     /// How much of a large blob is sent in one request.
@@ -133,10 +141,30 @@ impl From<&ObjectMeta> for BlobMeta {
 impl Storage {
     /// A storage over any system.
     pub fn new(backend: Backend) -> Self {
-        let Backend { objects, root_directory, part_bytes, attributes, .. } = backend;
-        let keys = Keys::new(&root_directory);
-        let damaged = Mutex::new(LruCache::new(DAMAGED_MAX));
-        Self { objects, circuit: Circuit::default(), keys, part_bytes, attributes, damaged }
+        let Backend { objects, leftovers, root_directory, part_bytes, attributes, .. } = backend;
+        Self {
+            objects,
+            leftovers,
+            circuit: Circuit::default(),
+            keys: Keys::new(&root_directory),
+            part_bytes,
+            attributes,
+            damaged: Mutex::new(LruCache::new(DAMAGED_MAX)),
+        }
+    }
+
+    /// Removes uploads that were neither completed nor aborted and are as old as `older_than`, and
+    /// tells how many there were. Nobody waits for it, and how it ends says nothing about what the
+    /// others ask of the storage: it goes around the circuit breaker.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] after ten minutes, and what the storage says.
+    pub async fn sweep_leftovers(&self, older_than: Duration) -> Result<usize> {
+        let Some(leftovers) = &self.leftovers else { return Ok(0) };
+        match timeout(SWEEP_DEADLINE, leftovers.sweep(older_than)).await {
+            Ok(swept) => swept.map_err(|e| Error::storage("sweep leftovers", not_a_miss(e))),
+            Err(_) => Err(Error::TimedOut),
+        }
     }
 
     /// Size and age of a blob.
@@ -310,6 +338,12 @@ impl Storage {
             async move { storage.read_blob(&digest, range).await }
         });
         parts.buffered(connections).into_stream().boxed()
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.objects.fmt(f)
     }
 }
 

@@ -17,7 +17,7 @@ use http::{
 };
 use larder_config::Oss as Config;
 use object_store::{
-    Attributes, ClientOptions, Result,
+    Attributes, ClientOptions, Error, Result,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     client::{
         HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
@@ -26,9 +26,13 @@ use object_store::{
 };
 use reqsign_aliyun_oss::{Credential, RequestSigner, SigningVersion};
 use reqsign_core::{Context, SignRequest};
+use reqwest::Url;
 use tokio::sync::OnceCell;
 
-use super::{Backend, http as shared};
+use super::{
+    Backend, http as shared,
+    leftovers::{self, Requests, Uploads},
+};
 
 const COPY_SOURCE: HeaderName = HeaderName::from_static("x-oss-copy-source");
 const FORBID_OVERWRITE: HeaderName = HeaderName::from_static("x-oss-forbid-overwrite");
@@ -51,6 +55,9 @@ const KEYS: [&str; 4] = [
 /// A sentence that names the key to look at.
 pub fn open(config: &Config) -> Result<Backend, String> {
     let connector = Connector { dialect: Arc::new(Dialect::new(config)?) };
+    let connections = shared::client(Some(&config.endpoint), false);
+    let explain = |e: Error| format!("storage.oss: {e}");
+    let client = connector.connect(&connections).map_err(explain)?;
     let objects = AmazonS3Builder::new()
         .with_bucket_name(&config.bucket)
         .with_region(&config.region)
@@ -59,13 +66,17 @@ pub fn open(config: &Config) -> Result<Backend, String> {
         .with_skip_signature(true)
         // OSS wants an MD5 with it, and a cache deletes little.
         .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
-        .with_client_options(shared::client(Some(&config.endpoint), false))
+        .with_client_options(connections)
         .with_retry(shared::retry())
         .with_http_connector(connector)
         .build()
-        .map_err(|e| format!("storage.oss: {e}"))?;
+        .map_err(explain)?;
+    let bucket = config.endpoint.parse().map_err(|e| format!("storage.oss.endpoint: {e}"))?;
+    let requests = Unsigned(bucket);
+    let leftovers = Uploads::new(objects.clone(), requests, client, &config.root_directory);
     Ok(Backend {
         objects: Arc::new(objects),
+        leftovers: Some(Arc::new(leftovers)),
         root_directory: config.root_directory.clone(),
         part_bytes: config.chunk_size_bytes,
         attributes: Attributes::new(),
@@ -73,9 +84,21 @@ pub fn open(config: &Config) -> Result<Backend, String> {
     })
 }
 
-fn mistaken_key(error: &object_store::Error) -> Option<&'static str> {
+fn mistaken_key(error: &Error) -> Option<&'static str> {
     let said = format!("{error:?}");
     KEYS.into_iter().find(|key| said.contains(key))
+}
+
+/// Asks the bucket; the connection signs what it is given.
+struct Unsigned(Url);
+
+#[async_trait]
+impl Requests for Unsigned {
+    async fn get_bucket(&self, query: Vec<(&'static str, String)>) -> Result<HttpRequest> {
+        let mut url = self.0.clone();
+        url.query_pairs_mut().extend_pairs(query);
+        leftovers::get(&url)
+    }
 }
 
 /// How S3's requests become OSS's.
