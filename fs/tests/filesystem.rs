@@ -123,6 +123,7 @@ impl Node {
             part_bytes: PART_BYTES,
             attributes: ObjectAttributes::new(),
             mistaken_key: |_| None,
+            endpoint_key: "",
         }));
         Self { filesystem: Filesystem::new(storage, cache, String::new()), _cache: directory }
     }

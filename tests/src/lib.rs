@@ -36,6 +36,7 @@ pub use azurite::Azurite;
 pub use client::{Client, Kind};
 pub use gcs::Gcs;
 pub use haproxy::Haproxy;
+pub use http::{Answer, Request, Server};
 pub use image::{Blob, Format, Image, Platform, random_bytes};
 pub use keystone::Keystone;
 pub use node::{Access, Node, bin};

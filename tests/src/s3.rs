@@ -63,6 +63,11 @@ impl S3 {
         Self { endpoint: format!("http://{s3}"), bucket_url, client, _process: process }
     }
 
+    /// `http://` and its address.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// The keys of all objects, and every part of an unfinished upload.
     ///
     /// # Panics

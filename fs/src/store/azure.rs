@@ -49,6 +49,7 @@ pub fn open(config: &Azure) -> Result<Backend, String> {
         part_bytes: PART_BYTES,
         attributes: Attributes::new(),
         mistaken_key,
+        endpoint_key: "storage.azure.serviceurl (or accountname)",
     })
 }
 
@@ -64,8 +65,6 @@ fn mistaken_key(error: &object_store::Error) -> Option<&'static str> {
         Some("storage.azure.container")
     } else if says(&["401 Unauthorized", "403 Forbidden", "AuthenticationFailed"]) {
         Some("storage.azure.accountkey (or credentials)")
-    } else if says(&["HTTP error"]) {
-        Some("storage.azure.serviceurl (or accountname)")
     } else {
         None
     }

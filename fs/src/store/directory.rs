@@ -20,7 +20,8 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path as FilePath,
-    sync::Arc,
+    sync::{Arc, mpsc},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -43,6 +44,8 @@ use self::{
 };
 use super::{Backend, Leftovers, PART_BYTES};
 
+/// How long the directory may take to be opened, in which a wrong configuration shows.
+const OPEN_DEADLINE: Duration = Duration::from_secs(9);
 /// How many threads may wait for the directory. An NFS server that is away keeps them all, and the
 /// local cache needs threads, too.
 const CALLS_MAX: usize = 64;
@@ -56,7 +59,7 @@ const DELETES: usize = 10;
 /// # Errors
 /// A sentence that names the key to look at.
 pub fn open(root: &FilePath) -> Result<Backend, String> {
-    let directory = Directory::open(root)?;
+    let directory = open_in_time(root)?;
     Ok(Backend {
         objects: Arc::new(directory.clone()),
         leftovers: Some(Arc::new(directory)),
@@ -64,6 +67,23 @@ pub fn open(root: &FilePath) -> Result<Backend, String> {
         part_bytes: PART_BYTES,
         attributes: Attributes::new(),
         mistaken_key,
+        endpoint_key: "storage.filesystem.rootdirectory",
+    })
+}
+
+/// Whoever waits for an export whose server is away waits for as long as it is away.
+fn open_in_time(root: &FilePath) -> Result<Directory, String> {
+    let (send, opened) = mpsc::channel();
+    let path = root.to_owned();
+    let open = move || drop(send.send(Directory::open(&path)));
+    let opener = thread::Builder::new().name("open".to_owned()).spawn(open);
+    opener.map_err(|e| format!("no thread to open {}: {e}", root.display()))?;
+    opened.recv_timeout(OPEN_DEADLINE).unwrap_or_else(|_| {
+        Err(format!(
+            "storage.filesystem.rootdirectory: {} did not answer within {} s; is its server away?",
+            root.display(),
+            OPEN_DEADLINE.as_secs()
+        ))
     })
 }
 
@@ -104,8 +124,8 @@ impl Directory {
         let unopened = |e: &dyn std::fmt::Display| {
             explain(format!("cannot be opened: {e}; create it, or mount the export there"))
         };
-        let inner = LocalFileSystem::new_with_prefix(path).map_err(|e| unopened(&e))?;
         let root = Arc::new(Root::open(path).map_err(|e| unopened(&e))?);
+        let inner = LocalFileSystem::new_with_prefix(path).map_err(|e| unopened(&e))?;
         staged::try_out(&root).map_err(explain)?;
         Ok(Self { root, inner, calls: Arc::new(Semaphore::new(CALLS_MAX)) })
     }

@@ -64,6 +64,8 @@ pub fn open(config: &Gcs) -> Result<Backend, String> {
         part_bytes: config.chunk_size_bytes,
         attributes: Attributes::new(),
         mistaken_key,
+        // Google's own, unless the account's file names another.
+        endpoint_key: "storage.gcs",
     })
 }
 
@@ -75,7 +77,7 @@ fn mistaken_key(error: &Error) -> Option<&'static str> {
         Some("storage.gcs.bucket")
     } else if says(&["token request", "401 Unauthorized", "403 Forbidden"]) {
         Some("storage.gcs.keyfile (or credentials)")
-    } else if says(&["HTTP error"]) {
+    } else if says(&["certificate"]) {
         Some("storage.gcs")
     } else {
         None

@@ -134,7 +134,7 @@ impl Uploads {
         let body = answer.into_body().bytes().await.map_err(|e| generic(e.into()))?;
         let text = String::from_utf8_lossy(&body);
         if !status.is_success() {
-            let code = shared::code(&text).unwrap_or_default();
+            let code = shared::element(&text, "Code").unwrap_or_default();
             return Err(generic(format!("a list of them was answered {status}: {code}").into()));
         }
         de::from_str(&text).map_err(|e| generic(format!("a list of uploads: {e}").into()))

@@ -53,8 +53,6 @@ const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
 const SWEEP_DEADLINE: Duration = Duration::from_secs(600);
 /// The most parts that Swift accepts in one object; S3 takes 10,000.
 const PARTS_MAX: u64 = 1_000;
-/// What the HTTP client says when it gets no connection.
-const UNREACHABLE: [&str; 3] = ["dns error", "Connection refused", "connect timed out"];
 /// How many damaged blobs are remembered.
 const DAMAGED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 /// A link holds `<algorithm>:<hex>`: at most 135 bytes. More is not a link.
@@ -87,24 +85,36 @@ pub struct Backend {
     pub attributes: Attributes,
     /// The key of the configuration to look at for an error that shows a mistake in it.
     pub mistaken_key: fn(&object_store::Error) -> Option<&'static str>,
+    /// The key that says where the storage is.
+    pub endpoint_key: &'static str,
 }
 
 impl Backend {
     /// Whether an error shows a mistake in the configuration for certain. A server that cannot be
     /// reached may be one, or be back in a minute.
     pub fn is_misconfigured(&self, error: &object_store::Error) -> bool {
-        let said = format!("{error:?}");
-        let is_unreachable = UNREACHABLE.iter().any(|text| said.contains(text));
-        (self.mistaken_key)(error).is_some() && !is_unreachable
+        (self.mistaken_key)(error).is_some() && !http::is_unreachable(error)
     }
 
     /// An error in one sentence, with the key of the configuration to look at.
     pub fn explain(&self, error: &object_store::Error) -> String {
         let said = http::cause(error);
+        if let Some(start) = said.find("storage.") {
+            // A sentence of ours.
+            return said[start..].to_owned();
+        }
         match (self.mistaken_key)(error) {
             Some(key) => format!("{key}: the storage cannot be used: {said}"),
+            None if http::is_unreachable(error) => {
+                format!("{}: the storage cannot be reached: {said}", self.endpoint_key)
+            }
             None => format!("{}: {said}", self.objects),
         }
+    }
+
+    /// The same for a storage that did not answer within `deadline`.
+    pub fn explain_silence(&self, deadline: Duration) -> String {
+        format!("{}: no answer within {} s", self.endpoint_key, deadline.as_secs())
     }
 }
 

@@ -53,6 +53,11 @@ impl Oss {
         Storage::Other(format!("oss: {{{}}}", self.section()))
     }
 
+    /// Its address, host and port.
+    pub fn address(&self) -> &str {
+        self.server.address()
+    }
+
     /// The keys of all objects, and those that unfinished uploads were to become.
     pub fn content(&self) -> (Vec<String>, Vec<String>) {
         let bucket = self.bucket();

@@ -35,10 +35,14 @@ pub fn refuse(request: &Request) -> Option<Answer> {
         let text = format!("OSS4-HMAC-SHA256\n{date}\n{scope}\n{canonical}");
         hex(&hmac(&key, text.as_bytes())) == signature
     };
-    let is_of_region = scope.ends_with("/cn-hangzhou/oss/aliyun_v4_request");
-    if is_of_region && is_of(Oss::BUCKET) {
+    if !scope.ends_with("/cn-hangzhou/oss/aliyun_v4_request") {
+        let body = "<Error><Code>InvalidArgument</Code><Message>Invalid signing region in \
+                    Authorization header.</Message><EC>0002-00000226</EC></Error>";
+        return Some(Answer::new(400, body));
+    }
+    if is_of(Oss::BUCKET) {
         None
-    } else if is_of_region && is_of(Oss::MISSING_BUCKET) {
+    } else if is_of(Oss::MISSING_BUCKET) {
         Some(Answer::error(404, "NoSuchBucket"))
     } else {
         Some(Answer::error(403, "SignatureDoesNotMatch"))

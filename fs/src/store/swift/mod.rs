@@ -83,6 +83,7 @@ pub fn open(config: &Config) -> Result<Backend, String> {
         part_bytes: config.chunk_size_bytes,
         attributes: Attributes::new(),
         mistaken_key: |error| error.source()?.downcast_ref::<Failure>()?.mistaken_key(),
+        endpoint_key: "storage.swift.authurl",
     })
 }
 
