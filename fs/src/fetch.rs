@@ -62,7 +62,7 @@ pub enum Content {
     /// All of it, verified, in the local cache.
     Cached(CachedBlob),
     /// On its way.
-    Fetched(Reader),
+    Fetched(Box<Reader>),
 }
 
 impl Fetches {
@@ -129,7 +129,7 @@ impl Fetches {
         if growing.is_none() {
             uncached.begin().await?;
         }
-        Ok(Content::Fetched(Reader::new(growing, uncached, self.fill)))
+        Ok(Content::Fetched(Box::new(Reader::new(growing, uncached, self.fill))))
     }
 
     /// The blob that is growing, or a new one, once its first block is there.

@@ -17,7 +17,7 @@ pub enum Opened {
     /// A whole blob on local disk.
     Blob(CachedBlob),
     /// A blob that is on its way from the shared storage.
-    Fetched(Reader),
+    Fetched(Box<Reader>),
     /// A file in `ingest/`.
     Staged(Arc<StagedFile>),
     /// A report, made up when it was opened.

@@ -1,11 +1,6 @@
 //! Azure Blob Storage: Microsoft's emulator, filled by Microsoft's library.
 
-use std::time::{Duration, Instant};
-
-use larder_tests::{Azurite, Distributed, Opened, Sandbox, Untrusted};
-
-/// An operator learns within this time that the storage cannot be used.
-const TELL_TIMEOUT: Duration = Duration::from_secs(10);
+use larder_tests::{Azurite, Distributed, Opened, Sandbox};
 
 /// A section as Distribution 3 takes it, with `more` in it.
 fn section(service_url: &str, more: &str) -> String {
@@ -52,34 +47,4 @@ fn objects_are_put_read_listed_replaced_and_deleted() {
     // And nothing is left of what was deleted or aborted.
     let name = "docker/larder/test/one";
     assert_eq!(azurite.names(), [format!("/{name}"), name.to_owned()]);
-}
-
-/// Guarantee 9: no secret reaches a log or an error.
-#[test]
-fn what_is_wrong_is_told_with_the_key_to_look_at() {
-    let needs = [&Azurite::NEEDS[..], &[Untrusted::NEEDS]].concat();
-    let Some(sandbox) = Sandbox::enter(&needs) else { return };
-    let azurite = Azurite::start(&sandbox);
-    let untrusted = Untrusted::start(&sandbox);
-    let good = section(azurite.service_url(), "");
-    let wrong_key = "bGFyZGVyLXdyb25nLWxhcmRlci13cm9uZy1sYXJkZXI=";
-    let nobody = format!("http://{}/{}", sandbox.address(), Azurite::ACCOUNT);
-    for (section, key) in [
-        (good.replace(Azurite::KEY, wrong_key), "storage.azure.accountkey"),
-        (good.replace(Azurite::CONTAINER, "missing"), "storage.azure.container: "),
-        (section(&nobody, ""), "storage.azure.serviceurl"),
-        (section("http://nobody.invalid", ""), "storage.azure.serviceurl"),
-        (section(&untrusted.url(), ""), "storage.azure.skipverify: "),
-        (good.replace(Azurite::KEY, "no-base64!"), "storage.azure.accountkey: not base64"),
-    ] {
-        let start = Instant::now();
-        let told = Opened::open(&sandbox, &section).and_then(|opened| opened.check()).unwrap_err();
-        assert!(start.elapsed() < TELL_TIMEOUT, "{:?} for: {told}", start.elapsed());
-        assert!(told.starts_with(key), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
-        for secret in [Azurite::KEY, wrong_key, "no-base64"] {
-            assert!(!told.contains(secret), "{told}");
-        }
-        eprintln!("{told}");
-    }
 }

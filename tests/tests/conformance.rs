@@ -42,8 +42,7 @@ fn gcs_conforms() {
 fn oss_conforms() {
     let Some(sandbox) = Sandbox::enter(&[]) else { return };
     let oss = Oss::start(&sandbox);
-    let storage = Storage::Other(format!("oss: {{{}}}", oss.section()));
-    conforms(&storage.config(&sandbox), Lacks::default());
+    conforms(&oss.storage().config(&sandbox), Lacks::default());
 }
 
 #[test]
@@ -61,7 +60,6 @@ fn swift_with_keystone_conforms() {
 }
 
 fn swift_of(sandbox: &Sandbox, swift: &Swift<'_>) {
-    let storage = Storage::Other(format!("swift: {{{}}}", swift.section()));
-    conforms(&storage.config(sandbox), Lacks { atomic_create: true });
+    conforms(&swift.storage().config(sandbox), Lacks { atomic_create: true });
     assert_eq!(swift.names(), Vec::<String>::new(), "segments are left over");
 }

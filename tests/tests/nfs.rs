@@ -151,7 +151,8 @@ mod inside {
             (NOBODY, 0o644),
             "for every registry to read"
         );
-        let registry = Upstream::over(&sandbox, "registry", &nodes.storage);
+        let registry =
+            Upstream::over(&sandbox, "registry", &Storage::Directory(nodes.storage.clone()));
         registry.registry().pull(&image, &image.native).expect("a registry serves it, too");
     }
 

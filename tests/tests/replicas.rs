@@ -52,8 +52,7 @@ fn a_second_node_serves_what_the_first_pulled_into_oss() {
         return;
     };
     let oss = Oss::start(&sandbox);
-    let storage = Storage::Other(format!("oss: {{{}}}", oss.section()));
-    a_second_node_serves_what_the_first_pulled(&sandbox, &storage);
+    a_second_node_serves_what_the_first_pulled(&sandbox, &oss.storage());
 }
 
 #[test]
@@ -61,8 +60,7 @@ fn a_second_node_serves_what_the_first_pulled_into_swift() {
     let needs = [&Node::NEEDS[..], &Swift::NEEDS, &[Upstream::NEEDS]].concat();
     let Some(sandbox) = Sandbox::enter(&needs) else { return };
     let swift = Swift::start(&sandbox, TOKEN_LIFE);
-    let storage = Storage::Other(format!("swift: {{{}}}", swift.section()));
-    a_second_node_serves_what_the_first_pulled(&sandbox, &storage);
+    a_second_node_serves_what_the_first_pulled(&sandbox, &swift.storage());
 }
 
 #[test]
@@ -71,8 +69,7 @@ fn a_second_node_serves_what_the_first_pulled_into_swift_with_keystone() {
     let Some(sandbox) = Sandbox::enter(&needs) else { return };
     let keystone = Keystone::start(&sandbox, TOKEN_LIFE);
     let swift = Swift::with_keystone(&sandbox, &keystone);
-    let storage = Storage::Other(format!("swift: {{{}}}", swift.section()));
-    a_second_node_serves_what_the_first_pulled(&sandbox, &storage);
+    a_second_node_serves_what_the_first_pulled(&sandbox, &swift.storage());
 }
 
 /// The first node pulls and is killed, and the upstream stops. Then a node that was there all the

@@ -18,8 +18,9 @@ use crate::store::{self, Backend};
 
 /// How long one check may take. A part of 8 MiB at 1 Mbit/s would be too slow for anything.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How long the first request may take, in which a wrong configuration shows.
-const ACCESS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the first requests may take, in which a wrong configuration shows: an operator is told
+/// within 10 s.
+const ACCESS_DEADLINE: Duration = Duration::from_secs(9);
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -94,10 +95,7 @@ impl Probe {
         match tokio::time::timeout(deadline, probe).await {
             Ok(Ok((verdict, detail))) => Finding::new(check, verdict, detail),
             Ok(Err(e)) => Finding::new(check, Verdict::Failure, self.first.explain(&e)),
-            Err(_) => {
-                let detail = format!("no answer within {} s", deadline.as_secs());
-                Finding::new(check, Verdict::Failure, detail)
-            }
+            Err(_) => Finding::new(check, Verdict::Failure, self.first.explain_silence(deadline)),
         }
     }
 
@@ -167,10 +165,7 @@ pub async fn readiness(config: &Config) -> Readiness {
             return Readiness::Unfit(probe.first.explain(&e));
         }
         Ok(Err(e)) => return Readiness::Unreachable(probe.first.explain(&e)),
-        Err(_) => {
-            let seconds = ACCESS_DEADLINE.as_secs();
-            return Readiness::Unreachable(format!("no answer within {seconds} s"));
-        }
+        Err(_) => return Readiness::Unreachable(probe.first.explain_silence(ACCESS_DEADLINE)),
     }
     let consistency = probe.run("read-after-write", DEADLINE, probes::read_after_write(&probe, 3));
     let finding = consistency.await;

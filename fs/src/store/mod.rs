@@ -8,12 +8,14 @@ mod directory;
 mod gcs;
 mod http;
 mod keys;
+mod leftovers;
 mod oss;
 mod s3;
 mod swift;
 mod upload;
 
 use std::{
+    fmt,
     num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -34,8 +36,11 @@ use object_store::{
 };
 use tokio::{sync::Semaphore, time::timeout};
 
-pub use self::upload::Upload;
 use self::{circuit::Circuit, keys::Keys};
+pub use self::{
+    leftovers::{Leftovers, sweep_hourly},
+    upload::Upload,
+};
 use crate::error::{Error, Result};
 
 /// How much of a blob is asked for, or sent, in one request. A quarter of a second at 256 Mbit/s:
@@ -50,8 +55,8 @@ const PART_DEADLINE: Duration = Duration::from_secs(60);
 /// How long completing an upload may take: the last parts, and the server's putting them together,
 /// which a directory does by syncing all of it.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
-/// What the HTTP client says when it gets no connection.
-const UNREACHABLE: [&str; 3] = ["dns error", "Connection refused", "connect timed out"];
+/// How long a sweep of leftovers may take. What it does not come to, a later one does.
+const SWEEP_DEADLINE: Duration = Duration::from_secs(600);
 /// How many damaged blobs are remembered.
 const DAMAGED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 /// A link holds `<algorithm>:<hex>`: at most 135 bytes. More is not a link.
@@ -60,6 +65,7 @@ const LINK_MAX_BYTES: u64 = 256;
 /// The storage that all nodes share.
 pub struct Storage {
     objects: Arc<dyn ObjectStore>,
+    leftovers: Option<Arc<dyn Leftovers>>,
     circuit: Circuit,
     keys: Keys,
     part_bytes: u64,
@@ -74,6 +80,8 @@ pub struct Storage {
 pub struct Backend {
     /// Its objects.
     pub objects: Arc<dyn ObjectStore>,
+    /// What killed nodes have left in it, unless the system removes that by itself.
+    pub leftovers: Option<Arc<dyn Leftovers>>,
     /// What every key begins with; may be empty.
     pub root_directory: String,
     /// How much of a large blob is sent in one request.
@@ -82,24 +90,36 @@ pub struct Backend {
     pub attributes: Attributes,
     /// The key of the configuration to look at for an error that shows a mistake in it.
     pub mistaken_key: fn(&object_store::Error) -> Option<&'static str>,
+    /// The key that says where the storage is.
+    pub endpoint_key: &'static str,
 }
 
 impl Backend {
     /// Whether an error shows a mistake in the configuration for certain. A server that cannot be
     /// reached may be one, or be back in a minute.
     pub fn is_misconfigured(&self, error: &object_store::Error) -> bool {
-        let said = format!("{error:?}");
-        let is_unreachable = UNREACHABLE.iter().any(|text| said.contains(text));
-        (self.mistaken_key)(error).is_some() && !is_unreachable
+        (self.mistaken_key)(error).is_some() && !http::is_unreachable(error)
     }
 
     /// An error in one sentence, with the key of the configuration to look at.
     pub fn explain(&self, error: &object_store::Error) -> String {
         let said = http::cause(error);
+        if let Some(start) = said.find("storage.") {
+            // A sentence of ours.
+            return said[start..].to_owned();
+        }
         match (self.mistaken_key)(error) {
             Some(key) => format!("{key}: the storage cannot be used: {said}"),
+            None if http::is_unreachable(error) => {
+                format!("{}: the storage cannot be reached: {said}", self.endpoint_key)
+            }
             None => format!("{}: {said}", self.objects),
         }
+    }
+
+    /// The same for a storage that did not answer within `deadline`.
+    pub fn explain_silence(&self, deadline: Duration) -> String {
+        format!("{}: no answer within {} s", self.endpoint_key, deadline.as_secs())
     }
 }
 
@@ -136,17 +156,36 @@ impl From<&ObjectMeta> for BlobMeta {
 impl Storage {
     /// A storage over any system.
     pub fn new(backend: Backend) -> Self {
-        let Backend { objects, root_directory, part_bytes, attributes, .. } = backend;
-        let keys = Keys::new(&root_directory);
-        let damaged = Mutex::new(LruCache::new(DAMAGED_MAX));
-        let (circuit, parts_in_flight) =
-            (Circuit::default(), Arc::new(Semaphore::new(PARTS_IN_FLIGHT_MAX)));
-        Self { objects, circuit, keys, part_bytes, parts_in_flight, attributes, damaged }
+        let Backend { objects, leftovers, root_directory, part_bytes, attributes, .. } = backend;
+        Self {
+            objects,
+            leftovers,
+            circuit: Circuit::default(),
+            keys: Keys::new(&root_directory),
+            part_bytes,
+            parts_in_flight: Arc::new(Semaphore::new(PARTS_IN_FLIGHT_MAX)),
+            attributes,
+            damaged: Mutex::new(LruCache::new(DAMAGED_MAX)),
+        }
     }
 
     /// How much of a large blob is sent in one request.
     pub fn part_bytes(&self) -> u64 {
         self.part_bytes
+    }
+
+    /// Removes uploads that were neither completed nor aborted and are as old as `older_than`, and
+    /// tells how many there were. Nobody waits for it, and how it ends says nothing about what the
+    /// others ask of the storage: it goes around the circuit breaker.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] after ten minutes, and what the storage says.
+    pub async fn sweep_leftovers(&self, older_than: Duration) -> Result<usize> {
+        let Some(leftovers) = &self.leftovers else { return Ok(0) };
+        match timeout(SWEEP_DEADLINE, leftovers.sweep(older_than)).await {
+            Ok(swept) => swept.map_err(|e| Error::storage("sweep leftovers", not_a_miss(e))),
+            Err(_) => Err(Error::TimedOut),
+        }
     }
 
     /// Size and age of a blob.
@@ -314,6 +353,12 @@ impl Storage {
         let list = self.circuit.run(format!("list {prefix}"), PART_DEADLINE, list).await?;
         let names = list.common_prefixes.iter().filter_map(|path| path.filename());
         Ok(names.map(str::to_owned).collect())
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.objects.fmt(f)
     }
 }
 

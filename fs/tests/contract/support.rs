@@ -119,10 +119,12 @@ impl Node {
             Cache::open(&CacheConfig { directory: directory.path().into(), size, fill }).unwrap();
         let storage = Arc::new(Storage::new(Backend {
             objects: Arc::clone(store) as _,
+            leftovers: None,
             root_directory: String::new(),
             part_bytes: PART_BYTES,
             attributes: ObjectAttributes::new(),
             mistaken_key: |_| None,
+            endpoint_key: "",
         }));
         Self { filesystem: Filesystem::new(storage, cache, fill, String::new()), _cache: directory }
     }
