@@ -52,7 +52,8 @@ impl Fetches {
     /// [`Error::NotFound`] when no node has published it, [`Error::Damaged`] when the storage
     /// holds something else under its name.
     pub async fn open(self: &Arc<Self>, digest: &Digest) -> Result<Arc<CachedBlob>> {
-        if let Some(blob) = self.cache.open_blob(digest)? {
+        let (cache, name) = (Arc::clone(&self.cache), digest.clone());
+        if let Some(blob) = blocking(move || cache.open_blob(&name)).await? {
             self.metrics.opened_cached();
             return Ok(Arc::new(blob));
         }
@@ -100,11 +101,11 @@ impl Fetches {
 
     async fn fetch(&self, digest: &Digest, name: &str) -> Result<Arc<CachedBlob>> {
         let meta = self.storage.stat_blob(digest).await?;
-        let reservation = self.cache.reserve(meta.size_bytes);
+        let cache = Arc::clone(&self.cache);
+        let room = blocking(move || cache.reserve(meta.size_bytes)).await?;
         self.fill(digest, name, meta).await?;
-        drop(reservation);
         let (cache, name, digest) = (Arc::clone(&self.cache), name.to_owned(), digest.clone());
-        blocking(move || cache.adopt(&name, &digest, meta.modified).map(Arc::new)).await
+        blocking(move || cache.adopt(&name, &digest, meta.modified, room).map(Arc::new)).await
     }
 
     /// Writes the blob into a staged file, and checks it.

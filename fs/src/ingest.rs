@@ -226,7 +226,15 @@ impl Ingest {
 
     async fn keep(&self, id: &StagingId, digest: &Digest) -> Result<()> {
         let (cache, digest, id) = (Arc::clone(&self.cache), digest.clone(), id.to_string());
-        blocking(move || cache.adopt(&id, &digest, SystemTime::now()).map(drop)).await
+        blocking(move || {
+            let staged = cache.staging_path(&id);
+            let size_bytes = staged.metadata().map_err(|e| Error::disk("stat an ingest", e))?.len();
+            let room = cache.reserve(size_bytes).inspect_err(|_| {
+                let _ = std::fs::remove_file(staged);
+            })?;
+            cache.adopt(&id, &digest, SystemTime::now(), room).map(drop)
+        })
+        .await
     }
 
     fn remove_file(&self, id: &StagingId) -> Result<()> {

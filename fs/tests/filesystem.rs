@@ -115,7 +115,9 @@ impl Node {
     fn on(store: &Arc<Recorder>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let size = CacheSize::Bytes(1 << 30);
-        let cache = Cache::open(&CacheConfig { directory: directory.path().into(), size }).unwrap();
+        let directory_path = directory.path().into();
+        let config = CacheConfig { directory: directory_path, size, ..CacheConfig::default() };
+        let cache = Cache::open(&config).unwrap();
         let storage = Arc::new(Storage::new(Backend {
             objects: Arc::clone(store) as _,
             root_directory: String::new(),
