@@ -384,13 +384,8 @@ impl Filesystem {
         match report {
             Report::Config => self.config.clone().into(),
             Report::Stats => {
-                let usage = self.cache.usage();
                 let stats = json!({
-                    "cache": {
-                        "blobs": usage.blobs,
-                        "used_bytes": usage.used_bytes,
-                        "limit_bytes": usage.limit_bytes,
-                    },
+                    "cache": self.cache.usage(),
                     "since_start": &*self.metrics,
                 });
                 format!("{stats:#}\n").into()
