@@ -13,14 +13,17 @@ mod content;
 mod error;
 mod flights;
 mod manifest;
+mod outbox;
 mod pull;
 mod range;
 mod routes;
 mod server;
 mod shim;
 mod sightings;
+mod stream;
 mod tags;
 mod tls;
+mod turn;
 mod upstream;
 
 pub use access::TARGET as ACCESS_LOG;

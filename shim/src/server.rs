@@ -12,11 +12,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    http::{HeaderMap, HeaderName, HeaderValue, Request},
-    response::{IntoResponse, Response},
+use hyper::{
+    HeaderMap, Request, Response,
+    body::Incoming,
+    header::{HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
 };
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
@@ -24,7 +26,6 @@ use hyper_util::{
 use larder_config::{Config, Http};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::{sleep, timeout},
@@ -32,9 +33,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    access,
+    access::{Followed, Line},
     content::Content,
+    outbox::Outbox,
     shim::Shim,
+    stream::{Socket, Stream},
     tls::{self, TlsMistake},
     upstream::UpstreamMistake,
 };
@@ -144,54 +147,70 @@ impl Registry {
     /// One connection, from its handshake to its end. A client that stalls stalls only this.
     async fn connect(
         self: Arc<Self>,
-        stream: TcpStream,
+        socket: TcpStream,
         client: SocketAddr,
         tls: Option<TlsAcceptor>,
         watcher: Watcher,
     ) {
-        let socket = SockRef::from(&stream);
-        let prepared = stream
+        let prepared = socket
             .set_nodelay(true)
-            .and_then(|()| socket.set_tcp_user_timeout(Some(STALL_DEADLINE)));
+            .and_then(|()| SockRef::from(&socket).set_tcp_user_timeout(Some(STALL_DEADLINE)));
         if let Err(error) = prepared {
             tracing::debug!(%client, %error, "a connection ended before it began");
             return;
         }
-        let Some(tls) = tls else { return self.serve(stream, client, watcher).await };
-        match timeout(HANDSHAKE_DEADLINE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve(stream, client, watcher).await,
-            Ok(Err(error)) => tracing::debug!(%client, %error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!(%client, "a TLS handshake took too long"),
-        }
+        let socket = Socket(Arc::new(socket));
+        let (outbox, calls) = (Arc::default(), self.shim.content.calls().clone());
+        let stream = match tls {
+            None => Stream::plain(socket, Arc::clone(&outbox), calls),
+            Some(tls) => match timeout(HANDSHAKE_DEADLINE, tls.accept(socket)).await {
+                Ok(Ok(stream)) => Stream::tls(stream, Arc::clone(&outbox), calls),
+                Ok(Err(error)) => {
+                    return tracing::debug!(%client, %error, "a TLS handshake failed");
+                }
+                Err(_) => return tracing::debug!(%client, "a TLS handshake took too long"),
+            },
+        };
+        self.serve(stream, outbox, client, watcher).await;
     }
 
     async fn serve(
         self: Arc<Self>,
-        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        stream: Stream,
+        outbox: Arc<Outbox>,
         client: SocketAddr,
         watcher: Watcher,
     ) {
         let service = service_fn(move |request| {
-            let registry = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(registry.answer(request, client).await) }
+            let (registry, outbox) = (Arc::clone(&self), Arc::clone(&outbox));
+            async move { Ok::<_, Infallible>(registry.answer(request, client, &outbox).await) }
         });
         // hyper answers what is no HTTP with 400 and closes: docker and podman try TLS first.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS_DEADLINE)
             .max_buf_size(HEAD_MAX_BYTES)
+            // Markers must reach the stream as they are.
+            .writev(true)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%client, %error, "a connection broke off");
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, client: SocketAddr) -> Response {
-        let line = access::Line::of(&request, client);
-        let mut response =
-            self.shim.answer(&request).await.unwrap_or_else(IntoResponse::into_response);
-        response.headers_mut().extend(self.headers.clone());
-        line.follow(response)
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        client: SocketAddr,
+        outbox: &Arc<Outbox>,
+    ) -> Response<Followed> {
+        let line = Line::of(&request, client);
+        let mut response = self.shim.answer(&request).await.unwrap_or_else(Into::into);
+        for (name, value) in &self.headers {
+            response.headers_mut().append(name, value.clone());
+        }
+        let calls = self.shim.content.calls();
+        line.follow(response.map(|body| body.send(Some(outbox), calls)))
     }
 }
 

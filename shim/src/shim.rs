@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::{
-    body::Body,
-    http::{HeaderValue, Method, Request, header},
-    response::Response,
+use bytes::Bytes;
+use hyper::{
+    Method, Request,
+    header::{self, HeaderValue},
 };
 use larder_config::Upstreams;
 use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
-    answer::Conditions,
+    answer::{Conditions, Response},
     blob,
+    body::Body,
     content::Content,
     error::Error,
     flights::Flights,
-    manifest::{self, Manifest},
+    manifest::{self, Kept, Manifest},
     pull::Pulls,
     routes::Route,
     sightings::Sightings,
@@ -33,6 +34,8 @@ const DOCKER_HUB: &str = "docker.io";
 pub struct Shim {
     /// The directory.
     pub content: Content,
+    /// Its manifests.
+    pub manifests: Kept,
     /// Where a miss is pulled from; without it, only the directory is served.
     pub through: Option<Arc<PullThrough>>,
 }
@@ -67,7 +70,7 @@ impl Shim {
                 sightings: Sightings::default(),
             }))
         });
-        Ok(Self { content, through: through.transpose()? })
+        Ok(Self { manifests: Kept::new(content.clone()), content, through: through.transpose()? })
     }
 
     /// Answers a request.
@@ -127,7 +130,7 @@ pub fn parameter(query: &str, name: &str) -> Option<String> {
 }
 
 fn text(media_type: &'static str, content: &'static str) -> Response {
-    let mut response = Response::new(Body::from(content));
+    let mut response = Response::new(Body::Memory(Bytes::from_static(content.as_bytes())));
     let media_type = HeaderValue::from_static(media_type);
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response
