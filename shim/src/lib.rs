@@ -25,6 +25,7 @@ mod tags;
 mod tls;
 mod turn;
 mod upstream;
+mod workers;
 
 pub use access::TARGET as ACCESS_LOG;
 pub use server::{Mistake, Server};

@@ -16,8 +16,8 @@ use std::{
 
 use bytes::Bytes;
 
-/// The longest marker. One is sent in a few turns; between them the connection can end.
-pub const MARKER_MAX_BYTES: usize = 8 << 20;
+/// The longest marker: a fast client takes this much in one turn.
+pub const MARKER_MAX_BYTES: usize = 64 << 20;
 
 /// Takes no memory: its pages are never touched.
 static MARKERS: [u8; MARKER_MAX_BYTES] = [0; MARKER_MAX_BYTES];

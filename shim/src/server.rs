@@ -40,6 +40,7 @@ use crate::{
     stream::{Socket, Stream},
     tls::{self, TlsMistake},
     upstream::UpstreamMistake,
+    workers::Workers,
 };
 
 /// How many clients may be connected; others wait in the listener's queue.
@@ -112,17 +113,22 @@ impl Server {
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
+        let mut workers = match Workers::start() {
+            Ok(workers) => workers,
+            Err(error) => return tracing::error!(%error, "no thread can be started"),
+        };
         tokio::pin!(shutdown);
         loop {
             let has_room = connections.len() < CONNECTIONS_MAX;
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
-                accepted = listener.accept(), if has_room => match accepted {
+                accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
                         let registry = Arc::clone(&self.registry);
                         let (tls, watcher) = (self.tls.clone(), graceful.watcher());
-                        connections.spawn(registry.connect(stream, client, tls, watcher));
+                        let connection = registry.connect(stream, client, tls, watcher);
+                        connections.spawn_on(connection, workers.next());
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a connection was not accepted");
@@ -147,18 +153,17 @@ impl Registry {
     /// One connection, from its handshake to its end. A client that stalls stalls only this.
     async fn connect(
         self: Arc<Self>,
-        socket: TcpStream,
+        socket: std::net::TcpStream,
         client: SocketAddr,
         tls: Option<TlsAcceptor>,
         watcher: Watcher,
     ) {
-        let prepared = socket
-            .set_nodelay(true)
-            .and_then(|()| SockRef::from(&socket).set_tcp_user_timeout(Some(STALL_DEADLINE)));
-        if let Err(error) = prepared {
-            tracing::debug!(%client, %error, "a connection ended before it began");
-            return;
-        }
+        let socket = match prepare(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                return tracing::debug!(%client, %error, "a connection ended before it began");
+            }
+        };
         let socket = Socket(Arc::new(socket));
         let (outbox, calls) = (Arc::default(), self.shim.content.calls().clone());
         let stream = match tls {
@@ -212,6 +217,18 @@ impl Registry {
         let calls = self.shim.content.calls();
         line.follow(response.map(|body| body.send(Some(outbox), calls)))
     }
+}
+
+/// A connection, to be served by whichever worker.
+async fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let (socket, client) = listener.accept().await?;
+    Ok((socket.into_std()?, client))
+}
+
+fn prepare(socket: std::net::TcpStream) -> io::Result<TcpStream> {
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_user_timeout(Some(STALL_DEADLINE))?;
+    TcpStream::from_std(socket)
 }
 
 /// `http.headers`, and the one by which docker tells a registry.

@@ -1,8 +1,8 @@
 //! A connection as hyper reads and writes it, with or without TLS.
 //!
 //! Slices that are markers ([`crate::outbox`]) are not sent; the file that they stand for is, by
-//! `sendfile` without TLS, by reading and encrypting it with TLS, each on a thread of its own
-//! ([`crate::turn`]). Nothing is mapped into memory: a file that shrinks or cannot be read cuts
+//! `sendfile` without TLS, by reading and encrypting it with TLS. What is not known to be in memory
+//! is sent by a thread of its own ([`crate::turn`]). Nothing is mapped into memory: a file that shrinks or cannot be read cuts
 //! the connection, and never kills the process.
 
 use std::{
@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use crate::{
     calls::{Calls, PIECE_DEADLINE},
     outbox::{FileRange, Outbox, is_marker},
-    turn::{self, Sent},
+    turn::{self, Turn},
 };
 
 /// A connection.
@@ -35,7 +35,9 @@ pub struct Stream {
     outbox: Arc<Outbox>,
     /// What files are read with.
     calls: Calls,
-    turn: Option<Turn>,
+    turn: Option<Running>,
+    /// How much of what is next in the outbox is in memory.
+    in_memory_bytes: u64,
     /// Who waits to read until the turn is over.
     reader: Option<Waker>,
 }
@@ -51,12 +53,13 @@ enum Layer {
     Away,
 }
 
-type Turn = Pin<Box<dyn Future<Output = io::Result<(Sent, Layer)>> + Send>>;
+type Running = Pin<Box<dyn Future<Output = io::Result<(Turn, Layer)>> + Send>>;
 
 impl Stream {
     /// A connection without TLS.
     pub fn plain(socket: Socket, outbox: Arc<Outbox>, calls: Calls) -> Self {
-        Self { socket, layer: Layer::Plain, outbox, calls, turn: None, reader: None }
+        let layer = Layer::Plain;
+        Self { socket, layer, outbox, calls, turn: None, in_memory_bytes: 0, reader: None }
     }
 
     /// A connection with TLS.
@@ -65,16 +68,21 @@ impl Stream {
         Self { layer: Layer::Tls(Box::new(tls)), ..Self::plain(socket, outbox, calls) }
     }
 
-    /// Sends the file of a marker, in a turn that runs already or in a new one.
+    /// Sends the file of a marker: at once what is in memory, else in a turn.
     fn poll_send(&mut self, context: &mut Context<'_>, marker: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let sent_bytes = match &mut self.turn {
-                Some(_) => ready!(self.poll_turn(context))?,
-                None => {
-                    ready!(self.socket.poll_room(context))?;
-                    self.begin_turn(self.outbox.next(marker)?);
-                    continue;
-                }
+            let sent_bytes = if self.turn.is_some() {
+                ready!(self.poll_turn(context))?
+            } else if self.in_memory_bytes > 0 {
+                let next = self.outbox.next(marker)?.split_front(self.in_memory_bytes);
+                let send = || turn::send_file(&self.socket.0, &next.file, &next.range);
+                let sent_bytes = ready!(self.socket.poll_io(context, send))?;
+                self.in_memory_bytes -= sent_bytes;
+                sent_bytes
+            } else {
+                ready!(self.socket.poll_room(context))?;
+                self.begin_turn(self.outbox.next(marker)?);
+                continue;
             };
             if sent_bytes > 0 {
                 self.outbox.advance(sent_bytes);
@@ -88,11 +96,11 @@ impl Stream {
         let mut layer = mem::replace(&mut self.layer, Layer::Away);
         self.turn = Some(Box::pin(async move {
             let turn = move || {
-                let sent = match &mut layer {
+                let ended = match &mut layer {
                     Layer::Tls(tls) => turn::send_tls(&socket.0, tls.get_mut().1, &range),
                     Layer::Plain | Layer::Away => turn::send_plain(&socket.0, &range),
                 };
-                sent.map(|sent| (sent, layer))
+                ended.map(|ended| (ended, layer))
             };
             calls.run(PIECE_DEADLINE, turn).await
         }));
@@ -107,9 +115,16 @@ impl Stream {
         if let Some(reader) = self.reader.take() {
             reader.wake();
         }
-        let sent = ended.and_then(|(sent, layer)| {
+        let sent = ended.and_then(|(ended, layer)| {
             self.layer = layer;
-            sent
+            match ended {
+                Turn::Sent(sent_bytes) => Ok(sent_bytes),
+                Turn::InMemory(in_memory_bytes) => {
+                    self.in_memory_bytes = in_memory_bytes;
+                    Ok(0)
+                }
+                Turn::Dead(error) => Err(error),
+            }
         });
         if sent.is_err() {
             // It may be gone already.
