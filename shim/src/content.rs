@@ -143,6 +143,15 @@ impl Content {
         .await
     }
 
+    /// Asks whether the directory answers, and has what it should.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn probe(&self) -> io::Result<()> {
+        let blobs = Entry::Directory(Directory::Blobs);
+        self.call(NAME_DEADLINE, move |root| fs::metadata(root.join(blobs.path())).map(drop)).await
+    }
+
     /// Opens a blob; `None` when there is none.
     ///
     /// # Errors

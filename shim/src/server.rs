@@ -28,7 +28,7 @@ use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -38,7 +38,7 @@ use crate::{
     outbox::Outbox,
     shim::Shim,
     stream::{Socket, Stream},
-    tls::{self, TlsMistake},
+    tls::{LOOK_INTERVAL, Reloaded, TlsMistake},
     upstream::UpstreamMistake,
     workers::Workers,
 };
@@ -60,7 +60,7 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 /// The registry, ready to be served.
 pub struct Server {
     registry: Arc<Registry>,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Reloaded>,
     drain_timeout: Duration,
 }
 
@@ -95,7 +95,7 @@ impl Server {
     /// What cannot work. A directory in trouble is none of that: it may heal.
     pub async fn new(config: &Config, root: &Path) -> Result<Self, Mistake> {
         let headers = headers(&config.http)?;
-        let tls = config.http.tls.as_ref().map(tls::acceptor).transpose()?;
+        let tls = config.http.tls.clone().map(Reloaded::new).transpose()?;
         let content = Content::new(root);
         match content.prepare().await {
             Ok(()) => {}
@@ -110,23 +110,26 @@ impl Server {
     }
 
     /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`.
-    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    pub async fn run(mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
         let mut workers = match Workers::start() {
             Ok(workers) => workers,
             Err(error) => return tracing::error!(%error, "no thread can be started"),
         };
+        let mut look = interval(LOOK_INTERVAL);
         tokio::pin!(shutdown);
         loop {
             let has_room = connections.len() < CONNECTIONS_MAX;
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
+                _ = look.tick() => self.tls.iter_mut().for_each(Reloaded::refresh),
                 accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
                         let registry = Arc::clone(&self.registry);
-                        let (tls, watcher) = (self.tls.clone(), graceful.watcher());
+                        let tls = self.tls.as_ref().map(Reloaded::acceptor);
+                        let watcher = graceful.watcher();
                         let connection = registry.connect(stream, client, tls, watcher);
                         connections.spawn_on(connection, workers.next());
                     }

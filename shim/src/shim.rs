@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{
-    Method, Request,
+    Method, Request, StatusCode,
     header::{self, HeaderValue},
 };
 use larder_config::Upstreams;
@@ -90,8 +90,9 @@ impl Shim {
         self.check_namespace(query)?;
         let conditions = Conditions::of(method, request.headers());
         match route {
-            Route::Health => Ok(text("text/plain", "ok")),
-            Route::Base => Ok(text("application/json", "{}")),
+            Route::Health => Ok(text("text/plain", "ok".into())),
+            Route::Ready => Ok(self.ready().await),
+            Route::Base => Ok(text("application/json", "{}".into())),
             Route::Manifest(repository, reference) => {
                 manifest::answer(self, repository, reference, &conditions).await
             }
@@ -99,6 +100,25 @@ impl Shim {
                 blob::answer(self, &repository, &digest, &conditions).await
             }
             Route::Tags(repository) => tags::answer(&self.content, &repository, query).await,
+        }
+    }
+
+    /// Whether a balancer should send requests here. A directory in trouble alone is no reason not
+    /// to, as long as there is an upstream: it may be the same on every node, and then this would
+    /// turn slow answers into none.
+    async fn ready(&self) -> Response {
+        match (self.content.probe().await, &self.through) {
+            (Ok(()), _) => text("text/plain", "ready".into()),
+            (Err(error), Some(_)) => {
+                let reason = format!("ready, from the upstream alone: the directory: {error}");
+                text("text/plain", reason.into())
+            }
+            (Err(error), None) => {
+                let reason = format!("not ready: the directory: {error}");
+                let mut response = text("text/plain", reason.into());
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
         }
     }
 
@@ -129,8 +149,8 @@ pub fn parameter(query: &str, name: &str) -> Option<String> {
     parameters.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-fn text(media_type: &'static str, content: &'static str) -> Response {
-    let mut response = Response::new(Body::Memory(Bytes::from_static(content.as_bytes())));
+fn text(media_type: &'static str, content: Bytes) -> Response {
+    let mut response = Response::new(Body::Memory(content));
     let media_type = HeaderValue::from_static(media_type);
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response

@@ -30,8 +30,11 @@ const TURN: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_millis(10);
 /// How much one call of `sendfile` may move.
 const SENDFILE_MAX_BYTES: u64 = 4 << 20;
-/// How much of a file is read at once where it has to be: what fits into a core's own cache.
+/// How much of a file is read at once where it has to be.
 const PIECE_BYTES: usize = 64 << 10;
+/// How much is encrypted at once. It stays in a core's own cache from the file to the socket, and
+/// is still sent with few system calls.
+const ENCRYPT_BYTES: usize = 256 << 10;
 
 /// How much is looked at in one turn, and then sent without another.
 const LOOK_BYTES: u64 = 16 << 20;
@@ -128,14 +131,15 @@ pub fn send_tls(
 ) -> io::Result<Turn> {
     let started = Instant::now();
     let mut range = from.range.clone();
-    let mut buffer = vec![0; PIECE_BYTES];
+    let mut buffer = vec![0; ENCRYPT_BYTES];
+    session.set_buffer_limit(Some(ENCRYPT_BYTES));
     loop {
         match flush(socket, session, started) {
             Ok(true) if !range.is_empty() => {}
             Ok(_) => return Ok(Turn::Sent(range.start - from.range.start)),
             Err(error) => return Ok(Turn::Dead(error)),
         }
-        let size_bytes = (range.end - range.start).min(PIECE_BYTES as u64);
+        let size_bytes = (range.end - range.start).min(ENCRYPT_BYTES as u64);
         let piece = &mut buffer[..usize::try_from(size_bytes).map_err(io::Error::other)?];
         from.file.read_exact_at(piece, range.start)?;
         range.start += session.writer().write(piece)? as u64;
