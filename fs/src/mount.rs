@@ -20,7 +20,10 @@ use larder_fs::{
 };
 use nix::{
     mount::{MntFlags, umount, umount2},
-    sys::stat::{Mode, umask},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        stat::{Mode, umask},
+    },
 };
 use tokio::{
     runtime::Runtime,
@@ -66,6 +69,7 @@ pub fn run(config: &Config, mountpoint: &Path, options: &Options) -> ExitCode {
 fn prepare(config: &Config, mountpoint: &Path) -> Result<(Filesystem, Arc<Storage>), String> {
     // What is published is for every node to read, and for registries, whatever user they run as.
     umask(Mode::from_bits_truncate(0o022));
+    raise_open_files();
     free_mountpoint(mountpoint)?;
     let storage = Arc::new(Storage::new(store::open(&config.storage)?));
     let cache = Cache::open(&config.cache)?;
@@ -94,6 +98,15 @@ async fn examine(config: &Config, options: &Options) -> io::Result<()> {
             "{reason} (larder-fs check says more; --allow-inconsistent-storage mounts it anyhow)"
         ))),
         Readiness::Unfit(reason) => Err(io::Error::other(reason)),
+    }
+}
+
+/// Takes what the system allows: every open blob is an open file, and so are those kept open.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(e) = raised {
+        tracing::warn!("few files can be open: {e}");
     }
 }
 

@@ -92,7 +92,11 @@ impl Registry {
         start.headers()[LOCATION].to_str().expect("a location in ASCII").to_owned()
     }
 
-    fn push_manifest(&self, repository: &str, reference: &str, manifest: &Blob) {
+    /// Pushes a manifest under a tag or its digest.
+    ///
+    /// # Panics
+    /// When the registry refuses it.
+    pub fn push_manifest(&self, repository: &str, reference: &str, manifest: &Blob) {
         let url = format!("{}/v2/{repository}/manifests/{reference}", self.url);
         let put = self.client.put(url).header(CONTENT_TYPE, manifest.media_type);
         let put = put.body(manifest.bytes.clone()).send();

@@ -181,6 +181,7 @@ fn proxy_config(proxy: &str, etc: &Path, memcached: &str, filters: &str, auth: &
          [pipeline:main]\npipeline = catch_errors gatekeeper cache listing_formats bulk {filters} \
          copy slo dlo proxy-server\n\
          [app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n\
+         conn_timeout = 10\nnode_timeout = 60\n\
          [filter:cache]\nuse = egg:swift#memcache\nmemcache_servers = {memcached}\n{plain}{auth}",
         etc.display(),
     )

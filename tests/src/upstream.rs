@@ -76,6 +76,14 @@ impl<'a> Upstream<'a> {
         format!("http://{}", self.address)
     }
 
+    /// The number of its process.
+    ///
+    /// # Panics
+    /// When it is stopped.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("a registry that runs").id()
+    }
+
     /// Its address, host and port.
     pub fn address(&self) -> &str {
         &self.address

@@ -10,8 +10,8 @@ use crate::cache::CachedBlob;
 
 /// Larger blobs are read for longer than they are opened.
 const BLOB_MAX_BYTES: u64 = 64 << 10;
-/// How many are kept open: with [`BLOB_MAX_BYTES`], at most 64 MiB that the cache cannot evict.
-const BLOBS_MAX: usize = 1024;
+/// How many are kept open: with [`BLOB_MAX_BYTES`], at most 256 MiB that the cache cannot evict.
+const BLOBS_MAX: usize = 4096;
 /// And at most this part of what the cache holds.
 const CACHE_PART: u64 = 16;
 

@@ -4,14 +4,19 @@
 //! one machine differs from minute to minute. So servers are measured in turn, several rounds.
 
 mod fs;
+mod load;
+mod meter;
+mod serve;
+mod servers;
 
 use std::{env, process::ExitCode};
 
 fn main() -> ExitCode {
     match env::args().nth(1).as_deref() {
-        Some("fs") => fs::run(),
+        Some("fs") => fs::measure(),
+        Some("serve") => serve::run(),
         _ => {
-            eprintln!("usage: scripts/bench fs");
+            eprintln!("usage: scripts/bench fs | serve");
             return ExitCode::from(64);
         }
     }
