@@ -1,7 +1,7 @@
 //! One turn of sending a file: it runs on a blocking thread, not on one that serves others.
 //!
 //! The file may be on a mount that is slow or hangs, and its pages may have to be read first. Only
-//! what a turn has found to be in memory is sent without a thread of its own, which costs a fifth
+//! what a turn has found to be in memory is sent without a thread of its own, which costs a quarter
 //! less. A turn that sends goes on while the client keeps up, so that a fast client costs few
 //! changes of thread, and ends soon when it does not, so that a slow one does not keep the thread.
 
@@ -83,8 +83,8 @@ pub fn send_plain(socket: &TcpStream, from: &FileRange) -> io::Result<Turn> {
     Ok(Turn::Sent(range.start - from.range.start))
 }
 
-/// Whether all of a range is in memory, by how long it takes to read a byte here and there. No
-/// system call tells: those that would, know nothing of a file on a FUSE mount. A thread that has
+/// Whether all of a range is in memory, by how long it takes to read a byte here and there.
+/// `RWF_NOWAIT` would tell, but no file on a FUSE mount supports it. A thread that has
 /// to wait for its processor sees too little in memory and never too much.
 fn is_in_memory(file: &File, range: Range<u64>) -> io::Result<bool> {
     for offset in range.step_by(STRIDE_BYTES) {
