@@ -19,12 +19,14 @@ for line in open(blobs):
     client.upload_blob(name, open(path, 'rb').read(), blob_type=kind)
 ";
 
-/// Prints the name of each blob.
+/// Prints the name of each blob, those of which there are only parts among them.
 const LIST: &str = "
 import sys
 from azure.storage.blob import ContainerClient
 url, container, key = sys.argv[1:]
-print(*ContainerClient(url, container, credential=key).list_blob_names(), sep='\\n')
+container = ContainerClient(url, container, credential=key)
+for blob in container.list_blobs(include=['uncommittedblobs']):
+    print(blob.name)
 ";
 
 /// An Azurite with one account and one container.
@@ -84,7 +86,7 @@ impl<'a> Azurite<'a> {
         self.python(FILL, &[blobs.to_str().expect("a path in ASCII")]);
     }
 
-    /// The names of all blobs, as Microsoft's own library sees them.
+    /// The names of all blobs, uploaded or begun, as Microsoft's own library sees them.
     pub fn names(&self) -> Vec<String> {
         self.python(LIST, &[]).lines().map(str::to_owned).collect()
     }

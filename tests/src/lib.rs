@@ -49,6 +49,6 @@ pub use registry::{Download, Registry};
 pub use s3::S3;
 pub use sandbox::Sandbox;
 pub use scripted::{Fault, ScriptedUpstream};
-pub use storage::{Storage, blobs_in};
+pub use storage::{Storage, blobs_in, files_in};
 pub use swift::Swift;
 pub use upstream::Upstream;

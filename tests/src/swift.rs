@@ -2,11 +2,16 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use reqwest::blocking::{Client, RequestBuilder};
+use reqwest::{
+    StatusCode,
+    blocking::{Client, RequestBuilder},
+};
 
-use crate::{Keystone, Process, Sandbox, Storage, run};
+use crate::{Keystone, Process, Sandbox, Storage, run, until};
 
 const RING_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longer than a token is good in a test that waits for its end.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A cluster with one container.
 pub struct Swift<'a> {
@@ -145,6 +150,21 @@ impl<'a> Swift<'a> {
     /// The container as the storage of nodes.
     pub fn storage(&self) -> Storage {
         Storage::Other(format!("swift: {{{}}}", self.section()))
+    }
+
+    /// Waits until every token has ended that somebody has by now.
+    ///
+    /// # Panics
+    /// When that takes a minute.
+    pub fn wait_for_end_of_tokens(&self) {
+        let (account, token) = self.log_in().expect("a token");
+        let head = self.client.head(format!("{account}/{}", Self::CONTAINER));
+        let head = head.header("X-Auth-Token", token);
+        let status = || Some(head.try_clone()?.send().ok()?.status());
+        assert!(status().is_some_and(|status| status.is_success()), "a new token is good");
+        until("a token has ended", TOKEN_TIMEOUT, || {
+            (status()? == StatusCode::UNAUTHORIZED).then_some(())
+        });
     }
 
     /// The URL of the account, and a token.

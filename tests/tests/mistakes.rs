@@ -239,6 +239,7 @@ fn in_swift_with_keystone() {
         (password.replace(Keystone::PASSWORD, WRONG), "storage.swift: ", "username, password"),
         (wrong_secret, "storage.swift: ", "applicationcredentialsecret"),
         (password.replace("RegionOne", "RegionTwo"), "storage.swift.region", "RegionTwo"),
+        (format!("{password}, endpointtype: admin"), "storage.swift.region", "endpointtype"),
     ] {
         let section = format!("swift: {{{section}, {container}}}");
         let told = assert_told(&sandbox, &section, key, &[Keystone::PASSWORD]);
