@@ -185,10 +185,7 @@ impl Cache {
     /// Size and age of a blob that is in the cache, from memory. A blob whose file was found, and
     /// not hashed yet, has none: what is known of it might be wrong.
     pub fn stat(&self, digest: &Digest) -> Option<BlobMeta> {
-        let index = self.state.index();
-        let file = index.get(&Key::from(digest))?.file;
-        let modified = UNIX_EPOCH + Duration::from_nanos(file.modified_ns.try_into().unwrap_or(0));
-        (file.inode != 0).then_some(BlobMeta { size_bytes: file.size_bytes, modified })
+        self.state.stat(digest)
     }
 
     /// When a blob came into the cache, and when it was verified, from memory.
@@ -230,14 +227,7 @@ impl Cache {
     /// # Errors
     /// [`Error::Exists`] when the name is taken.
     pub fn stage(&self, name: &str) -> Result<File> {
-        let path = self.staging_path(name);
-        let options = || OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        disk::run("create", &path, options).map_err(|e| match e {
-            Error::Disk { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
-                Error::Exists
-            }
-            e => e,
-        })
+        self.state.stage(name)
     }
 
     /// Takes a staged file, whose content was verified by the caller, into the cache. The room
@@ -263,7 +253,7 @@ impl Drop for Cache {
             let _ = thread.join();
         }
         self.state.index().log_touches();
-        if let Err(e) = self.state.flush() {
+        if let Err(e) = self.state.flush().or_else(|_| self.state.checkpoint()) {
             tracing::warn!("the next start will not know all that the cache did: {e}");
         }
     }
@@ -300,6 +290,23 @@ impl State {
             _lock: lock,
             directory,
         }))
+    }
+
+    fn stat(&self, digest: &Digest) -> Option<BlobMeta> {
+        let file = self.index().get(&Key::from(digest))?.file;
+        let modified = UNIX_EPOCH + Duration::from_nanos(file.modified_ns.try_into().unwrap_or(0));
+        (file.inode != 0).then_some(BlobMeta { size_bytes: file.size_bytes, modified })
+    }
+
+    fn stage(&self, name: &str) -> Result<File> {
+        let path = self.staging_path(name);
+        let create = || OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        disk::run("create", &path, create).map_err(|e| match e {
+            Error::Disk { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
+                Error::Exists
+            }
+            e => e,
+        })
     }
 
     fn blobs_directory(&self, algorithm: Algorithm) -> PathBuf {
@@ -351,8 +358,10 @@ fn prepare(directory: &Path) -> Result<(), String> {
 /// how much of the disk that takes.
 fn discard_staged(directory: &Path) -> Result<u64> {
     let (staging, discarded) = (directory.join("staging"), directory.join("discarded"));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    disk::rename(&staging, &discarded.join(now.to_string()))?;
-    disk::run("create", &staging, || DirBuilder::new().mode(0o700).create(&staging))?;
+    if disk::run("list", &staging, || fs::read_dir(&staging))?.next().is_some() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        disk::rename(&staging, &discarded.join(now.to_string()))?;
+        disk::run("create", &staging, || DirBuilder::new().mode(0o700).create(&staging))?;
+    }
     room::allocated_bytes(&discarded)
 }

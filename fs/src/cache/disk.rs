@@ -97,35 +97,50 @@ pub fn is_damage(error: &Error) -> bool {
 pub mod faults {
     use std::{cell::Cell, io};
 
+    /// How it fails.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub enum Mode {
+        /// One call fails.
+        Once,
+        /// One call fails, after it has done what it was to do.
+        Done,
+        /// This call fails, and all that follow.
+        Lasting,
+    }
+
     #[derive(Clone, Copy)]
     struct Plan {
         calls_left: u64,
         errno: i32,
-        takes_effect: bool,
+        mode: Mode,
+        has_failed: bool,
     }
 
     thread_local! {
         static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
     }
 
-    /// Has the call after `calls` further ones fail, and only that, before or after it takes effect.
-    pub fn plan(calls: u64, errno: i32, takes_effect: bool) {
-        PLAN.set(Some(Plan { calls_left: calls, errno, takes_effect }));
+    /// Has the call behind the next `calls` fail.
+    pub fn plan(calls: u64, errno: i32, mode: Mode) {
+        PLAN.set(Some(Plan { calls_left: calls, errno, mode, has_failed: false }));
     }
 
     /// Ends the plan, and tells whether a call has failed.
     pub fn end() -> bool {
-        PLAN.take().is_none()
+        PLAN.take().is_some_and(|plan| plan.has_failed)
     }
 
     pub fn around<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let Some(plan) = PLAN.get() else { return call() };
+        if plan.has_failed && plan.mode != Mode::Lasting {
+            return call();
+        }
         if let Some(calls_left) = plan.calls_left.checked_sub(1) {
             PLAN.set(Some(Plan { calls_left, ..plan }));
             return call();
         }
-        PLAN.set(None);
-        if plan.takes_effect {
+        PLAN.set(Some(Plan { has_failed: true, ..plan }));
+        if plan.mode == Mode::Done {
             call()?;
         }
         Err(io::Error::from_raw_os_error(plan.errno))

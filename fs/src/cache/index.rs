@@ -66,12 +66,12 @@ struct Detached {
 pub struct Sums {
     /// Blobs that nobody has open.
     pub idle: u64,
-    open: u64,
+    pub open: u64,
     /// Blobs that are being removed.
     pub evicting: u64,
     /// Room that was promised.
     pub reserved: u64,
-    detached: u64,
+    pub detached: u64,
     pub quarantined: u64,
     /// What an earlier run had staged, and is not removed yet.
     pub discarded: u64,
@@ -323,6 +323,11 @@ impl Index {
             Record::Remove(key) => drop(self.pop(&key)),
             Record::Boot(_) | Record::Synced(_) => {}
         }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.block_bytes);
     }
 
     fn slot(&self, key: &Key) -> Option<&Slot> {

@@ -11,7 +11,8 @@
 use std::{
     fs::{self, File, OpenOptions},
     hash::{BuildHasher, Hasher as _, RandomState},
-    io::{self, BufReader},
+    io::{self, BufReader, Seek},
+    ops::Range,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -20,10 +21,9 @@ use std::{
 use super::{
     disk,
     index::{Index, SHARDS},
-    key::Key,
     record::{BootId, PUT_BYTES, Reader, Record, Stream},
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// How much is kept for a disk that takes no writes at the moment.
 const UNWRITTEN_MAX_BYTES: usize = 1 << 20;
@@ -67,14 +67,16 @@ impl Journal {
         let file = create(&path, false)?;
         let found_bytes = file.metadata()?.len();
         let boot = boot_id();
-        let (stream, size_bytes) = match replay(&file, index, boot)? {
-            Some(replayed) => replayed,
-            None => {
-                let mut stream = Stream::new();
-                stream.boot(boot);
-                (stream, 0)
-            }
-        };
+        let replayed = replay(&file, index, boot).unwrap_or_else(|e| {
+            tracing::warn!(path = %path.display(), "the index of the cache cannot be read: {e}");
+            None
+        });
+        let (stream, size_bytes) = replayed.unwrap_or_else(|| {
+            index.clear();
+            let mut stream = Stream::new();
+            stream.boot(boot);
+            (stream, 0)
+        });
         let is_whole = size_bytes == found_bytes && size_bytes > 0;
         if !is_whole {
             tracing::warn!(
@@ -99,22 +101,24 @@ impl Journal {
     /// [`Error::Disk`] when it is not written, or something before it was not. What waits is
     /// written by a later flush, or is in the next checkpoint.
     pub fn flush(&mut self, index: &Mutex<Index>) -> Result<()> {
-        let mut index = lock(index);
-        self.unwritten.extend(index.log.journal.as_mut().map(Stream::take).unwrap_or_default());
-        if self.is_broken || self.unwritten.len() > UNWRITTEN_MAX_BYTES {
+        let taken = lock(index).log.journal.as_mut().map(Stream::take).unwrap_or_default();
+        self.unwritten.extend(taken);
+        let written = disk::run("write", &self.path, || {
+            if self.is_broken {
+                return Err(io::Error::other("records were lost, and wait to be written anew"));
+            }
+            self.file.write_all_at(&self.unwritten, self.size_bytes)
+        });
+        if written.is_ok() {
+            self.size_bytes += self.unwritten.len() as u64;
+            self.unwritten.clear();
+        } else if self.is_broken || self.unwritten.len() > UNWRITTEN_MAX_BYTES {
             // The index in memory knows all of it: a checkpoint will say it again.
             self.is_broken = true;
             self.unwritten = Vec::new();
-            index.log.journal = None;
-            let lost = io::Error::other("records were lost, and wait to be written anew");
-            return Err(Error::disk(format!("write {}", self.path.display()), lost));
+            lock(index).log.journal = None;
         }
-        drop(index);
-        let (file, unwritten) = (&self.file, &self.unwritten);
-        disk::run("write", &self.path, || file.write_all_at(unwritten, self.size_bytes))?;
-        self.size_bytes += self.unwritten.len() as u64;
-        self.unwritten.clear();
-        Ok(())
+        written
     }
 
     /// Waits until the file is on disk.
@@ -188,45 +192,64 @@ fn copy_shard(index: &mut Index, shard: usize) -> Vec<u8> {
     records
 }
 
-/// Reads a file into the index. It returns what goes on behind its last whole record, and where;
-/// `None` when it is not an index, or of a version that we do not know.
+/// Reads a file into the index. It returns what goes on behind its last whole record, and where
+/// that ends; `None` when it is not an index, or of a version that we do not know.
 fn replay(file: &File, index: &mut Index, boot: BootId) -> io::Result<Option<(Stream, u64)>> {
-    let Some(mut reader) = Reader::new(BufReader::with_capacity(1 << 20, file))? else {
-        return Ok(None);
-    };
     let mut last_boot = None;
-    // What may not be on disk if the machine has crashed.
-    let mut unsynced: Vec<(u64, Key)> = Vec::new();
-    let mut begin = |boot, index: &mut Index, unsynced: &mut Vec<(u64, Key)>| {
-        let has_crashed = last_boot.replace(boot).is_some_and(|last| last != boot);
-        if has_crashed {
-            unsynced.drain(..).for_each(|(_, key)| index.doubt(&key));
+    let mut synced_end = 0;
+    // What was put but perhaps not on disk when the machine crashed.
+    let mut doubtful: Vec<Range<u64>> = Vec::new();
+    let mut begin = |id, offset, synced_end| {
+        let has_crashed = last_boot.replace(id).is_some_and(|last| last != id);
+        if has_crashed && synced_end < offset {
+            doubtful.push(synced_end..offset);
         }
         has_crashed
     };
-    loop {
-        let offset = reader.offset();
-        let record = match reader.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => break,
-            Err(e) => {
-                tracing::warn!("the index of the cache cannot be read any further: {e}");
-                break;
-            }
-        };
-        match &record {
-            Record::Put(key, _) => unsynced.push((offset, key.clone())),
-            Record::Synced(end) => unsynced.retain(|(offset, _)| offset >= end),
-            Record::Boot(id) => drop(begin(*id, index, &mut unsynced)),
-            Record::Touch(..) | Record::Remove(_) => {}
-        }
-        index.replay(record);
-    }
+    let Some(reader) = read(file, |offset, record| match record {
+        Record::Synced(end) => synced_end = end,
+        Record::Boot(id) => drop(begin(id, offset, synced_end)),
+        Record::Put(..) | Record::Touch(..) | Record::Remove(_) => index.replay(record),
+    })?
+    else {
+        return Ok(None);
+    };
     let mut stream = Stream::behind(&reader);
-    if begin(boot, index, &mut unsynced) {
+    if begin(boot, reader.offset(), synced_end) {
         stream.boot(boot);
     }
+    // All that came later once more, now with the doubt.
+    if let Some(first) = doubtful.first() {
+        let start = first.start;
+        read(file, |offset, mut record| {
+            if let Record::Put(_, slot) = &mut record
+                && doubtful.iter().any(|range| range.contains(&offset))
+            {
+                slot.verified_s = 0;
+            }
+            if offset >= start {
+                index.replay(record);
+            }
+        })?;
+    }
     Ok(Some((stream, reader.offset())))
+}
+
+/// Calls `each` for the records of a file, with the place of each.
+fn read(
+    mut file: &File,
+    mut each: impl FnMut(u64, Record),
+) -> io::Result<Option<Reader<BufReader<&File>>>> {
+    file.rewind()?;
+    let Some(mut reader) = Reader::new(BufReader::with_capacity(1 << 20, file))? else {
+        return Ok(None);
+    };
+    let mut offset = reader.offset();
+    while let Some(record) = reader.next()? {
+        each(offset, record);
+        offset = reader.offset();
+    }
+    Ok(Some(reader))
 }
 
 fn create(path: &Path, is_new: bool) -> io::Result<File> {
@@ -236,11 +259,21 @@ fn create(path: &Path, is_new: bool) -> io::Result<File> {
 
 /// Tells one start of the machine from another.
 fn boot_id() -> BootId {
+    #[cfg(test)]
+    if let Some(id) = BOOT_ID.get() {
+        return id;
+    }
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     // A machine that does not say may have crashed each time.
     let unknown = || RandomState::new().build_hasher().finish().into();
     u128::from_str_radix(&digits, 16).unwrap_or_else(|_| unknown()).to_be_bytes()
+}
+
+#[cfg(test)]
+thread_local! {
+    /// As which start of the machine a test goes on.
+    pub static BOOT_ID: std::cell::Cell<Option<BootId>> = const { std::cell::Cell::new(None) };
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

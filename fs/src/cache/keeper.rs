@@ -166,7 +166,7 @@ impl State {
         Ok(Some(Sync { offset, outcome }))
     }
 
-    fn end_sync(&self, offset: u64, outcome: nix::Result<()>) -> Result<()> {
+    pub(super) fn end_sync(&self, offset: u64, outcome: nix::Result<()>) -> Result<()> {
         if outcome.is_err() {
             self.index().log.has_unsynced = true;
         }
@@ -178,7 +178,7 @@ impl State {
     }
 
     /// Removes what an earlier run had staged.
-    fn remove_discarded(&self) -> Result<()> {
+    pub(super) fn remove_discarded(&self) -> Result<()> {
         let directory = self.directory.join("discarded");
         for run in disk::run("list", &directory, || fs::read_dir(&directory))? {
             let run = disk::run("list", &directory, || run)?.path();

@@ -62,7 +62,11 @@ impl State {
         let path = self.directory.join("quarantine").join(name);
         let moved = disk::run("stat", &from, || fs::symlink_metadata(&from))
             .and_then(|metadata| disk::rename(&from, &path).map(|()| metadata));
-        let metadata = moved.inspect_err(|_| self.index().doubt(key))?;
+        let metadata = moved.inspect_err(|_| {
+            // A rename that failed may have taken effect all the same.
+            let _ = disk::remove(&path);
+            self.index().doubt(key);
+        })?;
         tracing::error!(
             %digest, path = %path.display(),
             "a cached file is damaged, and is not served: {why}. It is kept at this path for a look, \

@@ -13,6 +13,9 @@ use super::{
 };
 use crate::error::Result;
 
+/// After how many files that were found the journal is written, so that it does not wait in memory.
+const FLUSH_INTERVAL: usize = 1000;
+
 impl State {
     /// Makes the index tell what is in the directory. Until this was done once, after the index was
     /// lost, no room is promised.
@@ -47,7 +50,12 @@ impl State {
                 index.seen(&key);
                 index.has_file(&key)
             };
-            found += usize::from(!is_known && self.find(&key)?);
+            if !is_known && self.find(&key)? {
+                found += 1;
+                if found % FLUSH_INTERVAL == 0 {
+                    self.flush()?;
+                }
+            }
         }
         if found > 0 {
             tracing::info!(

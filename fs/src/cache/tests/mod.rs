@@ -1,6 +1,9 @@
 //! What the cache promises, on a real directory. A [`Node`] is a cache without its threads: what
 //! they do in the background, a test does when it wants to.
 
+mod faults;
+mod restart;
+mod room;
 mod truth;
 
 use std::{
@@ -14,7 +17,13 @@ use std::{
 use larder_config::{Cache as Config, CacheSize};
 use larder_layout::{Algorithm, Digest};
 
-use super::{CachedBlob, Reservation, State, key::Key};
+use super::{
+    CachedBlob, Reservation, State,
+    index::{Index, SHARDS, Sums},
+    journal::Journal,
+    key::Key,
+    room::allocated_bytes,
+};
 use crate::error::Result;
 
 const BLOCK_BYTES: u64 = 4096;
@@ -101,4 +110,38 @@ fn content(blob: &CachedBlob) -> Vec<u8> {
     let mut content = Vec::new();
     blob.file().read_to_end(&mut content).unwrap();
     content
+}
+
+/// Each blob, in order of use, and when it was used.
+fn order(node: &Node) -> Vec<(u64, Key)> {
+    let index = node.state.index();
+    let mut order: Vec<_> = (0..SHARDS)
+        .flat_map(|shard| index.shard(shard).map(|(key, slot)| (slot.used, key.clone())))
+        .collect();
+    for shard in 0..SHARDS {
+        assert!(index.shard(shard).is_sorted_by_key(|(_, slot)| slot.used), "a shard out of order");
+    }
+    order.sort();
+    order
+}
+
+/// Nobody uses the cache: its sums are what is there, and it is within its limit.
+fn assert_consistent(node: &Node) {
+    let index = node.state.index();
+    let slots = (0..SHARDS).flat_map(|shard| index.shard(shard));
+    let blob_bytes: u64 = slots.map(|(_, slot)| index.charge(slot.file.size_bytes)).sum();
+    let expected = Sums {
+        idle: blob_bytes,
+        quarantined: index.sums.quarantined,
+        discarded: index.sums.discarded,
+        ..Sums::default()
+    };
+    assert_eq!(index.sums, expected);
+    let disk_bytes: u64 = ["blobs", "staging", "quarantine", "discarded"]
+        .iter()
+        .map(|name| allocated_bytes(&node.directory.join(name)).unwrap())
+        .sum();
+    let used_bytes = index.sums.used();
+    assert!(disk_bytes <= used_bytes, "{disk_bytes} on disk, {used_bytes} in the index");
+    assert!(used_bytes <= node.state.limits.size_bytes, "{used_bytes} are over the limit");
 }

@@ -5,53 +5,51 @@ use std::{fs::File, os::unix::fs::FileExt};
 use super::*;
 
 /// What happens to a file behind our back, the file of [`CONTENT`].
-fn damages() -> Vec<(&'static str, fn(&Path))> {
-    vec![
-        ("flipped", |path| flip(path)),
-        ("flipped, with its old modification time", |path| {
-            let modified = fs::metadata(path).unwrap().modified().unwrap();
-            flip(path);
-            File::open(path).unwrap().set_modified(modified).unwrap();
-        }),
-        ("truncated", |path| File::options().write(true).open(path).unwrap().set_len(3).unwrap()),
-        ("emptied", |path| File::options().write(true).open(path).unwrap().set_len(0).unwrap()),
-        ("grown", |path| {
-            File::options().append(true).open(path).unwrap().write_all(b"more").unwrap();
-        }),
-        ("replaced", |path| {
-            let other = path.with_extension("other");
-            fs::write(&other, b"0123456780").unwrap();
-            let times = File::open(path).unwrap().metadata().unwrap().modified().unwrap();
-            File::open(&other).unwrap().set_modified(times).unwrap();
-            fs::rename(other, path).unwrap();
-        }),
-        ("replaced by a directory", |path| {
-            fs::remove_file(path).unwrap();
-            fs::create_dir(path).unwrap();
-        }),
-        ("replaced by a symlink", |path| {
-            let other = path.with_extension("other");
-            fs::rename(path, &other).unwrap();
-            std::os::unix::fs::symlink(other, path).unwrap();
-        }),
-        ("replaced by a pipe", |path| {
-            fs::remove_file(path).unwrap();
-            nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).unwrap();
-        }),
-        ("removed", |path| fs::remove_file(path).unwrap()),
-    ]
-}
+const DAMAGES: [(&str, fn(&Path)); 10] = [
+    ("flipped", |path| flip(path)),
+    ("flipped, with its old modification time", |path| {
+        let modified = fs::metadata(path).unwrap().modified().unwrap();
+        flip(path);
+        File::open(path).unwrap().set_modified(modified).unwrap();
+    }),
+    ("truncated", |path| File::options().write(true).open(path).unwrap().set_len(3).unwrap()),
+    ("emptied", |path| File::options().write(true).open(path).unwrap().set_len(0).unwrap()),
+    ("grown", |path| {
+        File::options().append(true).open(path).unwrap().write_all(b"more").unwrap();
+    }),
+    ("replaced", |path| {
+        let other = path.with_extension("other");
+        fs::write(&other, b"0123456780").unwrap();
+        let times = File::open(path).unwrap().metadata().unwrap().modified().unwrap();
+        File::open(&other).unwrap().set_modified(times).unwrap();
+        fs::rename(other, path).unwrap();
+    }),
+    ("replaced by a directory", |path| {
+        fs::remove_file(path).unwrap();
+        fs::create_dir(path).unwrap();
+    }),
+    ("replaced by a symlink", |path| {
+        let other = path.with_extension("other");
+        fs::rename(path, &other).unwrap();
+        std::os::unix::fs::symlink(other, path).unwrap();
+    }),
+    ("replaced by a pipe", |path| {
+        fs::remove_file(path).unwrap();
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    }),
+    ("removed", |path| fs::remove_file(path).unwrap()),
+];
 
 const CONTENT: &[u8] = b"0123456789";
 
-fn flip(path: &Path) {
+pub fn flip(path: &Path) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     file.write_all_at(b"!", 4).unwrap();
 }
 
 #[test]
 fn a_damaged_file_is_a_miss_and_the_blob_can_come_in_anew() {
-    for (damage, harm) in damages() {
+    for (damage, harm) in DAMAGES {
         let directory = tempfile::tempdir().unwrap();
         let node = Node::open(directory.path(), 100);
         let digest = node.put(CONTENT);
@@ -70,7 +68,7 @@ fn a_damaged_file_is_a_miss_and_the_blob_can_come_in_anew() {
 
 #[test]
 fn a_damaged_file_is_found_after_a_restart() {
-    for (damage, harm) in damages() {
+    for (damage, harm) in DAMAGES {
         let directory = tempfile::tempdir().unwrap();
         let node = Node::open(directory.path(), 100);
         let digest = node.put(CONTENT);
