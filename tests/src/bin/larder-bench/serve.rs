@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use larder_tests::{Blob, Sandbox, Upstream, random_bytes, until};
+use larder_tests::{Blob, Sandbox, Storage, Upstream, random_bytes, until};
 use serde_json::json;
 use tokio_rustls::rustls::{
     ClientConfig, RootCertStore,
@@ -208,14 +208,15 @@ fn cold(sandbox: &Sandbox, upstream: &Upstream<'_>, path: &str) {
     let mut costs: Vec<f64> = (0..3)
         .map(|round| {
             let name = format!("cold-{round}");
-            let storage = sandbox.directory(&format!("{name}-storage"));
+            let directory = sandbox.directory(&format!("{name}-storage"));
+            let storage = Storage::Directory(directory.clone());
             let larder = servers::larder(sandbox, &name, &storage, Some(&upstream.url()), None);
             let before = meter::cpu(&larder.processes);
             let once = load(&larder, &format!("GET {path}"), 1, None, Duration::from_secs(60));
             let bytes = once.once();
             let link = Path::new("docker/registry/v2/repositories/bench/_layers/sha256");
             until("the blob in the storage", Duration::from_secs(60), || {
-                fs::read_dir(storage.join(link)).ok()?.next().map(drop)
+                fs::read_dir(directory.join(link)).ok()?.next().map(drop)
             });
             let cpu = meter::cpu(&larder.processes) - before;
             cpu.as_secs_f64() / (bytes as f64 / GIB)

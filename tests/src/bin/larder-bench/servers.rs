@@ -1,9 +1,9 @@
 //! The servers that are measured, all with the same content.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use larder_layout::Digest;
-use larder_tests::{Blob, Process, Registry, Sandbox, Upstream, bin, run};
+use larder_tests::{Blob, Process, Registry, Sandbox, Storage, Upstream, bin, run};
 
 use crate::meter;
 
@@ -57,7 +57,7 @@ impl<'a> Certificate<'a> {
 pub fn larder(
     sandbox: &Sandbox,
     name: &str,
-    storage: &Path,
+    storage: &Storage,
     upstream: Option<&str>,
     certificate: Option<&Certificate<'_>>,
 ) -> Server {
@@ -70,9 +70,9 @@ pub fn larder(
             &format!("{name}-{}.yml", address.replace(':', "-")),
             &format!(
                 "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
-                 storage: {{filesystem: {{rootdirectory: {}}}}}\n\
+                 {}\n\
                  cache: {{directory: {}, size: 20GiB}}\nhttp: {{addr: \"{address}\"{tls}}}\n{proxy}\n",
-                storage.display(),
+                storage.section(),
                 cache.display(),
             ),
         )
