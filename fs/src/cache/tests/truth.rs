@@ -5,7 +5,9 @@ use std::{fs::File, os::unix::fs::FileExt};
 use super::*;
 
 /// What happens to a file behind our back, the file of [`CONTENT`].
-const DAMAGES: [(&str, fn(&Path)); 10] = [
+type Damage = (&'static str, fn(&Path));
+
+const DAMAGES: [Damage; 10] = [
     ("flipped", |path| flip(path)),
     ("flipped, with its old modification time", |path| {
         let modified = fs::metadata(path).unwrap().modified().unwrap();
