@@ -110,11 +110,9 @@ impl Ingest {
         staged: Arc<StagedFile>,
         digest: &Digest,
     ) -> Result<()> {
-        let size_bytes = staged.seal()?;
-        if let Err(e) = self.send(&staged, digest, size_bytes).await {
-            staged.unseal();
-            return Err(e);
-        }
+        let (seal, size_bytes) = staged.seal()?;
+        self.send(&staged, digest, size_bytes).await?;
+        seal.keep();
         self.metrics.ingested(size_bytes);
         self.staged().remove(id);
         if let Err(e) = self.keep(id, &staged, digest).await {

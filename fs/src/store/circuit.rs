@@ -3,10 +3,11 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use object_store::Error as StoreError;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 
