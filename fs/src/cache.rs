@@ -2,459 +2,357 @@
 //!
 //! ```text
 //! <cache.directory>/lock                      held while a larder-fs uses the directory
+//! <cache.directory>/index                     what is in the cache: see `record.rs`
 //! <cache.directory>/blobs/<algorithm>/<hex>   a whole blob, 0444; its bytes were hashed before it got this name
-//! <cache.directory>/staging/<name>            on its way in: an ingest or a fetch; emptied at start
+//! <cache.directory>/staging/<name>            on its way in: an ingest or a fetch
+//! <cache.directory>/discarded/<n>/<name>      what an earlier run had staged, on its way out
+//! <cache.directory>/quarantine/<s>-<digest>   a file that was found damaged; only the newest few
 //! ```
 //!
-//! A blob is synced before it gets its name, so that a name never outlives its bytes in a crash.
-//! A blob that is open is not evicted: unlinking it would free nothing.
+//! **It cannot lie.** The index records what fstat(2) said of a file when its content was hashed. A
+//! file that looks different is hashed before it is served, and so is one that was never hashed. A
+//! damaged one is a miss, so that the blob is fetched again. What fstat(2) does not show (bit rot, a
+//! write in the same tick of the clock) the scrubber finds.
+//!
+//! **It is bounded.** Room is promised before anything is written ([`Cache::reserve`]), and the
+//! promise becomes the blob's when its file gets its name. The sum of all that is on disk, and all
+//! that is promised, is within `cache.size`, and what the disk has left above `cache.min_free`. Only
+//! the index itself is not in the sum: 85 bytes a blob, up to three times that before it is written anew.
+//!
+//! **It survives.** The index knows of a file before the directory does, and forgets it later, so a
+//! process that is killed leaves no file behind that is not counted. Nothing is synced on the
+//! way of a blob: after a crash of the machine, files that were not known to be on disk are hashed
+//! before they are served, and no room is promised before the directory was looked through.
+//!
+//! **Nobody waits for the disk** who does not ask it: the lock of the index is held for steps in
+//! memory only. Lock order: a blob's lock, the quarantine, the journal, the index.
+
+mod adopt;
+mod blob;
+mod disk;
+mod index;
+mod journal;
+mod keeper;
+mod key;
+mod locks;
+mod quarantine;
+mod reconcile;
+mod record;
+mod room;
+mod scrub;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use larder_config::{Cache as Config, CacheSize};
+use larder_config::Cache as Config;
 use larder_layout::{Algorithm, Digest};
-use lru::LruCache;
+use serde::Serialize;
 
+pub use self::{blob::CachedBlob, room::Reservation};
+use self::{
+    index::{Index, time_s},
+    journal::Journal,
+    keeper::{Keeper, Stop},
+    key::Key,
+    locks::Locks,
+    quarantine::Quarantine,
+    room::Limits,
+};
 use crate::{
     error::{Error, Result},
     store::BlobMeta,
 };
 
-/// The local read cache of one node.
+/// The local read cache of one node. Dropped, it stops its threads; blobs that are open stay open.
 pub struct Cache {
+    state: Arc<State>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What all parts of the cache share.
+struct State {
     directory: PathBuf,
-    limit_bytes: u64,
+    limits: Limits,
     index: Mutex<Index>,
-    /// Held for its lock: a second `larder-fs` would empty our staging directory.
+    /// Room may have become free, or the cache is counted: for those who wait with the index.
+    changed: Condvar,
+    journal: Mutex<Journal>,
+    locks: Locks,
+    quarantine: Mutex<Quarantine>,
+    /// Whether every file in the directory is in the index.
+    is_counted: AtomicBool,
+    counters: Counters,
+    stop: Stop,
+    /// Held for its lock: a second `larder-fs` would take our staged files away.
     _lock: File,
 }
 
-struct Index {
-    blobs: LruCache<Digest, Slot>,
-    /// The sum of all slots and reservations.
-    used_bytes: u64,
+#[derive(Default)]
+struct Counters {
+    verified_bytes: AtomicU64,
+    scrubbed_bytes: AtomicU64,
+    quarantined: AtomicU64,
 }
 
-struct Slot {
-    size_bytes: u64,
-    /// How many [`CachedBlob`]s are open.
-    readers: usize,
-}
-
-/// What is known of a blob in the cache.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts {
-    /// Since when it is in the cache.
-    pub cached: SystemTime,
-    /// When it was last hashed.
-    pub verified: Option<SystemTime>,
-}
-
-/// How full the cache is.
-#[derive(Clone, Copy, Debug)]
+/// How full the cache is, and what was done to keep it right since it was opened.
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Usage {
     /// Whole blobs in the cache.
     pub blobs: usize,
-    /// Their sizes and those of the fetches under way.
+    /// What they take of the disk, and all else that counts: room that is promised, files that were
+    /// removed and are still open, the quarantine.
     pub used_bytes: u64,
     /// `cache.size`
     pub limit_bytes: u64,
+    /// The part of `used_bytes` that is promised to blobs on their way in.
+    pub reserved_bytes: u64,
+    /// Damaged files that were found, and put away.
+    pub quarantined: u64,
+    /// What was hashed because a file did not look as it did when it was last hashed.
+    pub verified_bytes: u64,
+    /// What the scrubber has read.
+    pub scrubbed_bytes: u64,
+}
+
+/// When a blob came into the cache, and when its content was last hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// When it came into the cache.
+    pub cached: SystemTime,
+    /// When its content was last hashed, if that is known to be its content still.
+    pub verified: Option<SystemTime>,
 }
 
 impl Cache {
-    /// Opens the cache, takes over the blobs that are in it and removes what was on its way in.
+    /// Opens the cache with what an earlier run left in it.
     ///
     /// # Errors
-    /// A sentence that names the key to look at: another `larder-fs` uses the directory, or it
-    /// cannot be written.
+    /// A sentence that names the key to look at: another `larder-fs` uses the directory, others may
+    /// write in it, or we may not.
     pub fn open(config: &Config) -> Result<Arc<Self>, String> {
-        let directory = &config.directory;
-        let explain = |e: io::Error| format!("cache.directory: {}: {e}", directory.display());
-        fs::create_dir_all(directory).map_err(explain)?;
-        let lock = File::create(directory.join("lock")).map_err(explain)?;
-        lock.try_lock().map_err(|_| {
-            format!(
-                "cache.directory: {} is in use by another larder-fs; give each its own",
-                directory.display()
-            )
-        })?;
-        let limit_bytes = limit_bytes(config).map_err(explain)?;
-        empty_staging(&directory.join("staging")).map_err(explain)?;
-        let index = scan(directory).map_err(explain)?;
-        let cache = Self {
-            directory: directory.clone(),
-            limit_bytes,
-            index: Mutex::new(index),
-            _lock: lock,
+        let state = State::open(config)?;
+        let mut threads = Vec::new();
+        let mut start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+            threads.push(thread.map_err(|e| format!("cache: {e}"))?);
+            Ok::<_, String>(())
         };
-        cache.evict(&mut cache.index());
-        Ok(Arc::new(cache))
+        let keeper = Keeper::new(Arc::clone(&state));
+        start("cache-keeper", Box::new(|| keeper.run()))?;
+        let rate = config.scrub_bytes_per_second;
+        if rate > 0 {
+            let state = Arc::clone(&state);
+            start("cache-scrub", Box::new(move || scrub::run(&state, rate)))?;
+        }
+        Ok(Arc::new(Self { state, threads }))
     }
 
     /// How full the cache is.
     pub fn usage(&self) -> Usage {
-        let index = self.index();
-        let (blobs, used_bytes) = (index.blobs.len(), index.used_bytes);
-        Usage { blobs, used_bytes, limit_bytes: self.limit_bytes }
+        let (blobs, sums) = {
+            let index = self.state.index();
+            (index.len(), index.sums)
+        };
+        let Counters { verified_bytes, scrubbed_bytes, quarantined } = &self.state.counters;
+        Usage {
+            blobs,
+            used_bytes: sums.used(),
+            limit_bytes: self.state.limits.size_bytes,
+            reserved_bytes: sums.reserved,
+            quarantined: quarantined.load(Ordering::Relaxed),
+            verified_bytes: verified_bytes.load(Ordering::Relaxed),
+            scrubbed_bytes: scrubbed_bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// The directory on local disk.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.state.directory
     }
 
-    /// Size and age of a blob that is in the cache.
+    /// Size and age of a blob that is in the cache, from memory. A blob whose file was found, and
+    /// not hashed yet, has none: what is known of it might be wrong.
     pub fn stat(&self, digest: &Digest) -> Option<BlobMeta> {
-        self.index().blobs.peek(digest)?;
-        let metadata = fs::metadata(self.blob_path(digest)).ok()?;
-        let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-        Some(BlobMeta { size_bytes: metadata.len(), modified })
+        let index = self.state.index();
+        let file = index.get(&Key::from(digest))?.file;
+        let modified = UNIX_EPOCH + Duration::from_nanos(file.modified_ns.try_into().unwrap_or(0));
+        (file.inode != 0).then_some(BlobMeta { size_bytes: file.size_bytes, modified })
     }
 
-    /// What is known of a blob that is in the cache.
+    /// When a blob came into the cache, and when it was verified, from memory.
     pub fn facts(&self, digest: &Digest) -> Option<Facts> {
-        let meta = self.stat(digest)?;
-        Some(Facts { cached: meta.modified, verified: Some(meta.modified) })
+        let slot = *self.state.index().get(&Key::from(digest))?;
+        let verified = (slot.verified_s != 0).then(|| time_s(slot.verified_s));
+        Some(Facts { cached: time_s(slot.cached_s), verified })
     }
 
-    /// Opens a blob that is in the cache, and makes it the most recently used.
+    /// Opens a blob that is in the cache, and makes it the most recently used. It blocks: a file
+    /// that does not look as it did when it was verified is hashed, once for all who open it.
     ///
-    /// A file that is gone or has another length than when it was verified is dropped from the
-    /// cache, as if it had never been there.
+    /// A file that is damaged or gone is dropped from the cache, as if it had never been there.
     ///
     /// # Errors
     /// [`Error::Disk`] when the disk fails; `None` is a miss.
-    pub fn open_blob(self: &Arc<Self>, digest: &Digest) -> Result<Option<CachedBlob>> {
-        let mut index = self.index();
-        let Some(slot) = index.blobs.get_mut(digest) else { return Ok(None) };
-        let path = self.blob_path(digest);
-        let file = match File::open(&path) {
-            Ok(file) if file.metadata().is_ok_and(|m| m.len() == slot.size_bytes) => file,
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                return Err(Error::disk(format!("open {}", path.display()), e));
-            }
-            _ => {
-                tracing::warn!(%digest, "the cached file was changed behind our back; dropped");
-                let slot = index.blobs.pop(digest);
-                index.used_bytes -= slot.map_or(0, |slot| slot.size_bytes);
-                let _ = fs::remove_file(&path);
-                return Ok(None);
-            }
-        };
-        slot.readers += 1;
-        Ok(Some(CachedBlob { file, digest: digest.clone(), cache: Arc::clone(self) }))
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<CachedBlob>> {
+        self.state.open_blob(digest)
     }
 
-    /// Makes room for a blob that is about to be staged. Room is kept until the reservation is
-    /// dropped, or the blob adopted.
+    /// Makes room for a blob that is about to be staged, and keeps it until the reservation is
+    /// dropped or adopted. It blocks while blobs are evicted.
     ///
     /// # Errors
-    /// [`Error::Disk`] with ENOSPC when there is no room, even without every blob that nobody reads.
-    pub fn reserve(self: &Arc<Self>, size_bytes: u64) -> Result<Reservation> {
-        let mut room = Reservation { size_bytes: 0, cache: Arc::clone(self) };
-        room.grow(size_bytes)?;
-        Ok(room)
+    /// [`Error::Disk`], with ENOSPC when there is no room even without every blob that nobody
+    /// reads. It comes before anything is written.
+    pub fn reserve(&self, size_bytes: u64) -> Result<Reservation> {
+        Reservation::new(&self.state, size_bytes)
     }
 
     /// Where a file of this name is staged.
     pub fn staging_path(&self, name: &str) -> PathBuf {
-        self.directory.join("staging").join(name)
+        self.state.staging_path(name)
     }
 
-    /// Creates a file in the staging directory, to be filled and adopted or removed.
+    /// Creates a file in the staging directory, to be filled, within a reservation, and adopted or
+    /// removed.
     ///
     /// # Errors
     /// [`Error::Exists`] when the name is taken.
     pub fn stage(&self, name: &str) -> Result<File> {
         let path = self.staging_path(name);
-        let options = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        options.map_err(|e| match e.kind() {
-            ErrorKind::AlreadyExists => Error::Exists,
-            _ => Error::disk(format!("create {}", path.display()), e),
+        let options = || OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        disk::run("create", &path, options).map_err(|e| match e {
+            Error::Disk { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
+                Error::Exists
+            }
+            e => e,
         })
     }
 
-    /// Takes a staged file, whose content was verified, into the cache. The blob comes back open:
-    /// in a cache that is too small for it, it stays until it is closed.
+    /// Takes a staged file, whose content was verified by the caller, into the cache. The room
+    /// becomes the blob's; more of it than the file takes is given back. It blocks.
     ///
     /// # Errors
-    /// [`Error::Disk`]; the staged file is then still there.
+    /// [`Error::Disk`]; the staged file is then removed.
     pub fn adopt(
-        self: &Arc<Self>,
+        &self,
         name: &str,
         digest: &Digest,
         modified: SystemTime,
         room: Reservation,
     ) -> Result<CachedBlob> {
-        let (staged, path) = (self.staging_path(name), self.blob_path(digest));
-        let explain = |e| Error::disk(format!("adopt {}", path.display()), e);
-        let file = File::open(&staged).map_err(explain)?;
-        file.set_modified(modified).map_err(explain)?;
-        file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(explain)?;
-        file.sync_all().map_err(explain)?;
-        let size_bytes = file.metadata().map_err(explain)?.len();
-
-        let mut index = self.index();
-        fs::rename(&staged, &path).map_err(explain)?;
-        // The blob may have been adopted by another way in the meantime, and be open.
-        let readers = index.blobs.peek(digest).map_or(0, |slot| slot.readers);
-        let slot = Slot { size_bytes, readers: readers + 1 };
-        let replaced = index.blobs.put(digest.clone(), slot).map_or(0, |slot| slot.size_bytes);
-        index.used_bytes = index.used_bytes + size_bytes - replaced;
-        drop(index);
-        drop(room);
-        let mut index = self.index();
-        self.evict(&mut index);
-        Ok(CachedBlob { file, digest: digest.clone(), cache: Arc::clone(self) })
+        self.state.adopt(name, digest, modified, room)
     }
+}
 
-    fn close_blob(&self, digest: &Digest) {
-        let mut index = self.index();
-        if let Some(slot) = index.blobs.peek_mut(digest) {
-            slot.readers = slot.readers.saturating_sub(1);
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.state.stop.set();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
-        self.evict(&mut index);
-    }
-
-    /// Removes the least recently used blobs that nobody reads until the cache is within its
-    /// limit. The lock is held meanwhile, so that no file is removed that was just adopted anew.
-    fn evict(&self, index: &mut Index) {
-        if index.used_bytes <= self.limit_bytes {
-            return;
-        }
-        let idle = index.blobs.iter().rev().filter(|(_, slot)| slot.readers == 0);
-        let mut excess_bytes = index.used_bytes - self.limit_bytes;
-        let mut victims = Vec::new();
-        for (digest, slot) in idle {
-            victims.push(digest.clone());
-            excess_bytes = excess_bytes.saturating_sub(slot.size_bytes);
-            if excess_bytes == 0 {
-                break;
-            }
-        }
-        for digest in victims {
-            let path = self.blob_path(&digest);
-            if let Err(e) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), "cannot evict: {e}");
-            }
-            let slot = index.blobs.pop(&digest);
-            index.used_bytes -= slot.map_or(0, |slot| slot.size_bytes);
-            tracing::debug!(%digest, "evicted");
+        self.state.index().log_touches();
+        if let Err(e) = self.state.flush() {
+            tracing::warn!("the next start will not know all that the cache did: {e}");
         }
     }
+}
 
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
-        blobs_directory(&self.directory, digest.algorithm()).join(digest.hex())
+impl State {
+    fn open(config: &Config) -> Result<Arc<Self>, String> {
+        let directory = config.directory.clone();
+        let explain = |e: io::Error| format!("cache.directory: {}: {e}", directory.display());
+        prepare(&directory)?;
+        let lock = File::create(directory.join("lock")).map_err(explain)?;
+        lock.try_lock().map_err(|_| {
+            let shown = directory.display();
+            format!("cache.directory: {shown} is in use by another larder-fs; give each its own")
+        })?;
+        let limits = Limits::new(config).map_err(explain)?;
+        let mut index = Index::new(limits.block_bytes);
+        let (journal, is_whole) = Journal::load(&directory, &mut index).map_err(explain)?;
+        index.sums.discarded = discard_staged(&directory).map_err(|e| e.to_string())?;
+        let charge = |size_bytes| index.charge(size_bytes);
+        let (quarantine, quarantined_bytes) =
+            Quarantine::load(&directory.join("quarantine"), charge).map_err(explain)?;
+        index.sums.quarantined = quarantined_bytes;
+        Ok(Arc::new(Self {
+            limits,
+            index: Mutex::new(index),
+            changed: Condvar::new(),
+            journal: Mutex::new(journal),
+            locks: Locks::default(),
+            quarantine: Mutex::new(quarantine),
+            is_counted: AtomicBool::new(is_whole),
+            counters: Counters::default(),
+            stop: Stop::default(),
+            _lock: lock,
+            directory,
+        }))
+    }
+
+    fn blobs_directory(&self, algorithm: Algorithm) -> PathBuf {
+        self.directory.join("blobs").join(algorithm.as_str())
+    }
+
+    fn blob_path(&self, key: &Key) -> PathBuf {
+        self.blobs_directory(key.algorithm()).join(key.digest().hex())
+    }
+
+    fn staging_path(&self, name: &str) -> PathBuf {
+        self.directory.join("staging").join(name)
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
         // Nothing between two consistent states of the index can panic.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// A blob of the cache that is open, and therefore not evicted.
-pub struct CachedBlob {
-    file: File,
-    digest: Digest,
-    cache: Arc<Cache>,
-}
-
-impl CachedBlob {
-    /// The digest that the content was verified against.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// The whole, verified content.
-    pub fn file(&self) -> &File {
-        &self.file
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for CachedBlob {
-    fn drop(&mut self) {
-        self.cache.close_blob(&self.digest);
+/// Makes the directories. What is in them is for nobody else: private images are among it.
+fn prepare(directory: &Path) -> Result<(), String> {
+    let explain = |e: io::Error| format!("cache.directory: {}: {e}", directory.display());
+    let create = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path);
+    create(directory).map_err(explain)?;
+    let metadata = fs::metadata(directory).map_err(explain)?;
+    let we = nix::unistd::geteuid().as_raw();
+    if metadata.mode() & 0o022 != 0 || ![0, we].contains(&metadata.uid()) {
+        return Err(format!(
+            "cache.directory: {}: others may write in it; it has to belong to the user that \
+             larder-fs runs as (chown), and nobody else may write in it (chmod 700)",
+            directory.display()
+        ));
     }
+    let algorithms = Algorithm::ALL.map(|algorithm| Path::new("blobs").join(algorithm.as_str()));
+    let ours = ["blobs", "staging", "discarded", "quarantine"].map(PathBuf::from);
+    for path in ours.into_iter().chain(algorithms).map(|path| directory.join(path)) {
+        create(&path).map_err(explain)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(explain)?;
+    }
+    Ok(())
 }
 
-/// Room that is kept free for a blob on its way in.
-pub struct Reservation {
-    size_bytes: u64,
-    cache: Arc<Cache>,
-}
-
-impl Reservation {
-    /// Makes it at least this large.
-    ///
-    /// # Errors
-    /// As [`Cache::reserve`].
-    pub fn grow(&mut self, size_bytes: u64) -> Result<()> {
-        let more_bytes = size_bytes.saturating_sub(self.size_bytes);
-        let mut index = self.cache.index();
-        index.used_bytes += more_bytes;
-        self.cache.evict(&mut index);
-        if index.used_bytes > self.cache.limit_bytes {
-            index.used_bytes -= more_bytes;
-            let full = io::Error::from_raw_os_error(libc::ENOSPC);
-            return Err(Error::disk(format!("make room for {more_bytes} bytes"), full));
-        }
-        self.size_bytes += more_bytes;
-        Ok(())
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.cache.index().used_bytes -= self.size_bytes;
-    }
-}
-
-fn blobs_directory(directory: &Path, algorithm: Algorithm) -> PathBuf {
-    directory.join("blobs").join(algorithm.as_str())
-}
-
-fn limit_bytes(config: &Config) -> io::Result<u64> {
-    Ok(match config.size {
-        CacheSize::Bytes(bytes) => bytes,
-        CacheSize::Percent(percent) => {
-            let disk = nix::sys::statvfs::statvfs(&config.directory)?;
-            disk.blocks() * disk.fragment_size() / 100 * u64::from(percent)
-        }
-    })
-}
-
-fn empty_staging(staging: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(staging) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => fs::create_dir(staging),
-    }
-}
-
-/// The blobs that an earlier run left, oldest access first.
-fn scan(directory: &Path) -> io::Result<Index> {
-    let mut found = Vec::new();
-    for algorithm in Algorithm::ALL {
-        let blobs = blobs_directory(directory, algorithm);
-        fs::create_dir_all(&blobs)?;
-        for entry in fs::read_dir(blobs)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let digest = name.to_str().and_then(|hex| Digest::new(algorithm, hex).ok());
-            let Some(digest) = digest else { continue };
-            let metadata = entry.metadata()?;
-            found.push((metadata.accessed()?, digest, metadata.len()));
-        }
-    }
-    found.sort();
-    let mut index = Index { blobs: LruCache::unbounded(), used_bytes: 0 };
-    for (_, digest, size_bytes) in found {
-        index.used_bytes += size_bytes;
-        index.blobs.put(digest, Slot { size_bytes, readers: 0 });
-    }
-    Ok(index)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-
-    use larder_config::Fill;
-
-    use super::*;
-
-    fn cache(directory: &Path, limit_bytes: u64) -> Arc<Cache> {
-        let size = CacheSize::Bytes(limit_bytes);
-        Cache::open(&Config { directory: directory.to_owned(), size, fill: Fill::Never }).unwrap()
-    }
-
-    fn put(cache: &Arc<Cache>, content: &[u8]) -> Digest {
-        put_open(cache, content).digest.clone()
-    }
-
-    fn put_open(cache: &Arc<Cache>, content: &[u8]) -> CachedBlob {
-        let digest = Digest::of(Algorithm::Sha256, content);
-        cache.stage("x").unwrap().write_all(content).unwrap();
-        cache
-            .adopt("x", &digest, SystemTime::now(), cache.reserve(content.len() as u64).unwrap())
-            .unwrap()
-    }
-
-    fn content(blob: &CachedBlob) -> Vec<u8> {
-        let mut content = Vec::new();
-        blob.file().read_to_end(&mut content).unwrap();
-        content
-    }
-
-    #[test]
-    fn the_least_recently_used_blob_goes_first_and_never_an_open_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(directory.path(), 20);
-        let (a, b) = (put(&cache, b"aaaaaaaaaa"), put(&cache, b"bbbbbbbbbb"));
-        assert!(cache.open_blob(&a).unwrap().is_some(), "a is used, so b is the oldest");
-
-        let c = put(&cache, b"cccccccccc");
-        assert!(cache.stat(&b).is_none(), "b was to be evicted");
-        assert_eq!(cache.usage().used_bytes, 20);
-
-        let open = cache.open_blob(&a).unwrap().unwrap();
-        put(&cache, b"dddddddddd");
-        put(&cache, b"eeeeeeeeee");
-        assert!(cache.stat(&c).is_none());
-        assert_eq!(content(&open), b"aaaaaaaaaa");
-        assert_eq!(cache.usage().used_bytes, 20);
-    }
-
-    #[test]
-    fn a_reservation_makes_room_and_gives_it_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(directory.path(), 20);
-        let a = put(&cache, b"aaaaaaaaaa");
-        let reservation = cache.reserve(15).unwrap();
-        assert!(cache.stat(&a).is_none());
-        assert_eq!(cache.usage().used_bytes, 15);
-        drop(reservation);
-        assert_eq!(cache.usage().used_bytes, 0);
-    }
-
-    #[test]
-    fn a_restart_keeps_the_blobs_and_forgets_what_was_on_its_way() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = cache(directory.path(), 100);
-        let a = put(&first, b"aaaaaaaaaa");
-        first.stage("half").unwrap().write_all(b"ha").unwrap();
-        assert!(
-            Cache::open(&Config {
-                directory: directory.path().into(),
-                size: CacheSize::Percent(1),
-                fill: Fill::Never,
-            })
-            .is_err_and(|e| e.contains("in use")),
-            "two caches share a directory"
-        );
-        drop(first);
-
-        let second = cache(directory.path(), 100);
-        assert_eq!(content(&second.open_blob(&a).unwrap().unwrap()), b"aaaaaaaaaa");
-        assert!(second.stage("half").is_ok(), "the staged file is still there");
-    }
-
-    #[test]
-    fn a_truncated_file_is_a_miss() {
-        let directory = tempfile::tempdir().unwrap();
-        let cache = cache(directory.path(), 100);
-        let a = put(&cache, b"aaaaaaaaaa");
-        let path = directory.path().join("blobs/sha256").join(a.hex());
-        fs::remove_file(&path).unwrap();
-        fs::write(&path, b"aaa").unwrap();
-        assert!(cache.open_blob(&a).unwrap().is_none());
-        assert_eq!((cache.usage().blobs, cache.usage().used_bytes), (0, 0));
-    }
+/// Puts what an earlier run had staged out of the way, to be removed in the background. It returns
+/// how much of the disk that takes.
+fn discard_staged(directory: &Path) -> Result<u64> {
+    let (staging, discarded) = (directory.join("staging"), directory.join("discarded"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    disk::rename(&staging, &discarded.join(now.to_string()))?;
+    disk::run("create", &staging, || DirBuilder::new().mode(0o700).create(&staging))?;
+    room::allocated_bytes(&discarded)
 }

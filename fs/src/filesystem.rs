@@ -151,9 +151,20 @@ impl Filesystem {
         })
     }
 
-    /// The kernel has forgotten that it was told of an inode `lookups` times.
-    pub fn forget(&self, number: u64, lookups: u64) {
-        self.inodes.forget(number, lookups);
+    /// The kernel has forgotten that it was told of an inode `lookups` times. Tells whether that is
+    /// all of them: then it will not name the inode again.
+    pub fn forget(&self, number: u64, lookups: u64) -> bool {
+        self.inodes.forget(number, lookups)
+    }
+
+    /// How much the local cache may hold.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.usage().limit_bytes
+    }
+
+    /// A blob of the cache was opened without [`Filesystem::open`].
+    pub fn count_opened(&self) {
+        self.metrics.opened_cached();
     }
 
     /// What stat(2) tells of an inode.
@@ -210,7 +221,7 @@ impl Filesystem {
             Node::Blob(digest) => {
                 let meta = self.inodes.blob(number)?;
                 Ok(match self.fetches.open(&digest, meta).await? {
-                    Content::Cached(blob) => Opened::Blob(blob),
+                    Content::Cached(blob) => Opened::Blob(Arc::new(blob)),
                     Content::Fetched(reader) => Opened::Fetched(reader),
                 })
             }
@@ -384,13 +395,8 @@ impl Filesystem {
         match report {
             Report::Config => self.config.clone().into(),
             Report::Stats => {
-                let usage = self.cache.usage();
                 let stats = json!({
-                    "cache": {
-                        "blobs": usage.blobs,
-                        "used_bytes": usage.used_bytes,
-                        "limit_bytes": usage.limit_bytes,
-                    },
+                    "cache": self.cache.usage(),
                     "since_start": &*self.metrics,
                 });
                 format!("{stats:#}\n").into()

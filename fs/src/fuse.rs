@@ -10,6 +10,7 @@ mod listing;
 mod open_files;
 mod operations;
 mod passthrough;
+mod warm;
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -52,7 +53,8 @@ pub fn mount(
     config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(2);
     config.clone_fd = true;
-    let adapter = Adapter { filesystem: Arc::new(filesystem), files: Arc::default(), runtime };
+    let files = Arc::new(OpenFiles::new(filesystem.cache_bytes()));
+    let adapter = Adapter { filesystem: Arc::new(filesystem), files, runtime };
     Session::new(adapter, mountpoint, &config)
 }
 

@@ -90,13 +90,13 @@ impl Inodes {
         self.table().remember(Node::Staged(id), Content::Staged(file))
     }
 
-    /// The kernel has forgotten `lookups` of the times it was told.
-    pub fn forget(&self, number: u64, lookups: u64) {
+    /// The kernel has forgotten `lookups` of the times it was told. Tells whether that is all.
+    pub fn forget(&self, number: u64, lookups: u64) -> bool {
         let mut table = self.table();
-        let Some(inode) = table.by_number.get_mut(&number) else { return };
+        let Some(inode) = table.by_number.get_mut(&number) else { return false };
         inode.lookups = inode.lookups.saturating_sub(lookups);
         if inode.lookups > 0 || number == ROOT {
-            return;
+            return false;
         }
         // A name in ingest/ may have been given to a newer inode.
         if let Some(inode) = table.by_number.remove(&number)
@@ -104,6 +104,7 @@ impl Inodes {
         {
             table.by_node.remove(&inode.node);
         }
+        true
     }
 
     /// What a number stands for.

@@ -69,7 +69,7 @@ fn prepare(config: &Config, mountpoint: &Path) -> Result<(Filesystem, Arc<Storag
     free_mountpoint(mountpoint)?;
     let storage = Arc::new(Storage::new(store::open(&config.storage)?));
     let cache = Cache::open(&config.cache)?;
-    let Usage { blobs, used_bytes, limit_bytes } = cache.usage();
+    let Usage { blobs, used_bytes, limit_bytes, .. } = cache.usage();
     tracing::info!(blobs, used_bytes, limit_bytes, "local cache");
     // The Debug of a configuration shows no secret.
     let report = format!("{:#?}\n{:#?}\n", config.storage, config.cache);

@@ -15,7 +15,7 @@ use crate::{
 /// An open file.
 pub enum Opened {
     /// A whole blob on local disk.
-    Blob(CachedBlob),
+    Blob(Arc<CachedBlob>),
     /// A blob that is on its way from the shared storage.
     Fetched(Box<Reader>),
     /// A file in `ingest/`.

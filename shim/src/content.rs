@@ -202,12 +202,14 @@ impl Content {
         found(listed.await)
     }
 
-    /// Creates an empty file in `ingest/`.
+    /// Creates an empty file in `ingest/`, whose name tells the blob that it will be: so a mount
+    /// sends a large one on while it comes.
     ///
     /// # Errors
     /// The storage is in trouble.
-    pub async fn stage(&self) -> io::Result<Staged> {
-        let id = self.shared.staging_id()?;
+    pub async fn stage(&self, digest: &Digest) -> io::Result<Staged> {
+        let name = self.shared.staging_name();
+        let id = StagingId::of_blob(&name, digest).map_err(io::Error::other)?;
         self.call(NAME_DEADLINE, move |root| {
             let path = root.join(Entry::Staged(id.clone()).path());
             let writer = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path)?;
@@ -259,7 +261,7 @@ impl Content {
     /// # Errors
     /// The storage is in trouble.
     pub async fn publish_all(&self, content: Bytes, digest: &Digest) -> io::Result<()> {
-        let staged = self.stage().await?;
+        let staged = self.stage(digest).await?;
         let size_bytes = content.len() as u64;
         let writer = staged.writer()?;
         if let Err(error) = self.calls().write(writer, 0, content).await {
@@ -275,7 +277,7 @@ impl Content {
     /// The storage is in trouble.
     pub async fn publish_link(&self, link: Link, digest: &Digest) -> io::Result<()> {
         let target = link.target(digest);
-        let id = self.shared.staging_id()?;
+        let id: StagingId = self.shared.staging_name().parse().map_err(io::Error::other)?;
         self.call(PIECE_DEADLINE, move |root| {
             let path = root.join(Entry::Link(link).path());
             let staged = root.join(Entry::Staged(id).path());
@@ -318,9 +320,8 @@ impl Content {
 }
 
 impl Shared {
-    fn staging_id(&self) -> io::Result<StagingId> {
-        let count = self.staged.fetch_add(1, Ordering::Relaxed);
-        format!("{}-{count}", self.process).parse().map_err(io::Error::other)
+    fn staging_name(&self) -> String {
+        format!("{}-{}", self.process, self.staged.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -373,8 +374,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let content = Content::new(root.path());
         content.prepare().await.unwrap();
-        let running = content.stage().await.unwrap();
-        let abandoned = content.stage().await.unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let running = content.stage(&digest).await.unwrap();
+        let abandoned = content.stage(&digest).await.unwrap();
         let yesterday = SystemTime::now() - LEFTOVER_AGE;
         abandoned.file.set_modified(yesterday).unwrap();
 

@@ -3,7 +3,10 @@
 //! It begins with what an operator runs, `larder-fs check`, and goes on with what is too slow or
 //! too many for that.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, future::join_all, stream};
@@ -25,6 +28,8 @@ const RACES: usize = 20;
 /// SeaweedFS lets those who lose wait for seconds: races for other names go on meanwhile.
 const RACES_AT_ONCE: usize = 10;
 const ROUNDS: usize = 200;
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
 
 /// What a storage cannot do. It is said here and in the storage's own documentation, and tried all
 /// the same: a storage that has learned it shows up.
@@ -213,11 +218,19 @@ impl Suite {
         self.first.delete(&key).await.expect("it is removed");
     }
 
+    /// A directory removes the names of staged files a little later.
     async fn is_empty_again(&self) {
-        let left = self.first.list(None).map_ok(|meta| meta.location);
-        let mut left: Vec<_> = left.try_collect().await.expect("a listing of everything");
-        left.retain(|key| !self.before.contains(key));
-        assert!(left.is_empty(), "left over: {left:?}");
+        let started = Instant::now();
+        loop {
+            let left = self.first.list(None).map_ok(|meta| meta.location);
+            let mut left: Vec<_> = left.try_collect().await.expect("a listing of everything");
+            left.retain(|key| !self.before.contains(key));
+            if left.is_empty() {
+                return;
+            }
+            assert!(started.elapsed() < REMOVAL_TIMEOUT, "left over: {left:?}");
+            tokio::time::sleep(POLL).await;
+        }
     }
 }
 

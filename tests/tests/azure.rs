@@ -1,6 +1,9 @@
 //! Azure Blob Storage: Microsoft's emulator, filled by Microsoft's library.
 
-use larder_tests::{Azurite, Distributed, Opened, Sandbox};
+use larder_tests::{
+    Azurite, Format, Image, Opened, Sandbox,
+    distribution::{assert_served, stored},
+};
 
 /// A section as Distribution 3 takes it, with `more` in it.
 fn section(service_url: &str, more: &str) -> String {
@@ -27,13 +30,11 @@ fn a_container_of_distribution_is_served() {
         ("credentials: {type: shared_key}, rootdirectory: /a/b/", "a/b/"),
         ("trimlegacyrootprefix: false, rootdirectory: a", "/a/"),
     ] {
-        let image = Distributed::image();
-        let name = |path: &str| format!("{prefix}{}", path.trim_start_matches('/'));
-        let blobs = image.files.iter().map(|(path, content)| (name(path), content.clone()));
-        azurite.fill(&blobs.collect::<Vec<_>>());
+        let image = Image::new(Format::Oci);
+        azurite.fill(&stored(&image, prefix));
         let opened = Opened::open(&sandbox, &section(azurite.service_url(), more)).unwrap();
         assert_eq!(opened.check(), Ok(()), "{more}");
-        image.assert_served(opened);
+        assert_served(&opened, &image);
     }
 }
 

@@ -1,6 +1,9 @@
 //! Google Cloud Storage: a server that checks the tokens.
 
-use larder_tests::{Distributed, Gcs, Opened, Sandbox};
+use larder_tests::{
+    Format, Gcs, Image, Opened, Sandbox,
+    distribution::{assert_served, stored},
+};
 use serde_json::Value;
 
 /// A section with this key file, and `more` in it.
@@ -11,22 +14,22 @@ fn section(sandbox: &Sandbox, key_file: &Value, more: &str) -> String {
 
 #[test]
 fn a_bucket_of_distribution_is_served() {
-    let Some(sandbox) = Sandbox::enter(&[Gcs::NEEDS]) else { return };
+    let Some(sandbox) = Sandbox::enter(&[Gcs::NEEDS, Gcs::LIBRARY_NEEDS]) else { return };
     let gcs = Gcs::start(&sandbox);
     for (more, prefix) in [("", ""), ("rootdirectory: /a/b/", "a/b/")] {
-        let image = Distributed::image();
-        let name = |path: &str| format!("{prefix}{}", path.trim_start_matches('/'));
-        gcs.fill(image.files.iter().map(|(path, content)| (name(path), content.clone())));
+        let image = Image::new(Format::Oci);
+        gcs.fill(&sandbox, &stored(&image, prefix));
         let opened = Opened::open(&sandbox, &section(&sandbox, &gcs.key_file(), more)).unwrap();
         assert_eq!(opened.check(), Ok(()), "{more}");
-        image.assert_served(opened);
+        assert_served(&opened, &image);
     }
 }
 
 #[test]
 fn objects_are_put_read_listed_replaced_and_deleted() {
-    let Some(sandbox) = Sandbox::enter(&[Gcs::NEEDS]) else { return };
+    let Some(sandbox) = Sandbox::enter(&[Gcs::NEEDS, Gcs::LIBRARY_NEEDS]) else { return };
     let gcs = Gcs::start(&sandbox);
     Opened::open(&sandbox, &section(&sandbox, &gcs.key_file(), "")).unwrap().exercise();
+    assert_eq!(gcs.names(&sandbox), ["docker/larder/test/one"]);
     assert_eq!(gcs.content().1, [""; 0], "an aborted upload leaves nothing");
 }

@@ -2,7 +2,11 @@
 
 use futures_util::{StreamExt, TryStreamExt};
 use larder_fs::store::Backend;
-use larder_tests::{Oss, Sandbox, random_bytes, store};
+use larder_tests::{
+    Format, Image, Opened, Oss, Sandbox,
+    distribution::{assert_served, stored},
+    random_bytes, store,
+};
 use object_store::{Error, ObjectStoreExt, PutMode, PutOptions, path::Path};
 use tokio::runtime::{Builder, Runtime};
 
@@ -18,8 +22,22 @@ fn open(section: &str) -> Backend {
 }
 
 #[test]
+fn a_bucket_of_distribution_is_served() {
+    let Some(sandbox) = Sandbox::enter(&[Oss::LIBRARY_NEEDS]) else { return };
+    let oss = Oss::start(&sandbox);
+    for (more, prefix) in [("", ""), ("rootdirectory: /a/b/", "a/b/")] {
+        let image = Image::new(Format::Oci);
+        oss.fill(&sandbox, &stored(&image, prefix));
+        let section = format!("oss: {{{}, {more}}}", oss.section());
+        let opened = Opened::open(&sandbox, &section).expect("a section");
+        assert_eq!(opened.check(), Ok(()), "{more}");
+        assert_served(&opened, &image);
+    }
+}
+
+#[test]
 fn oss_keeps_what_is_put_and_nothing_else() {
-    let Some(sandbox) = Sandbox::enter(&[]) else { return };
+    let Some(sandbox) = Sandbox::enter(&[Oss::LIBRARY_NEEDS]) else { return };
     let oss = Oss::start(&sandbox);
     let backend = open(&format!("{}, encrypt: true", oss.section()));
     let path = Path::from("cache/docker/registry/v2/a +ü&=%/large");
@@ -30,6 +48,7 @@ fn oss_keeps_what_is_put_and_nothing_else() {
         for range in [0..1, (10 << 20) - 5..(10 << 20) + 5, first.len() - 9..first.len()] {
             assert!(store::has(&backend, &path, &first, range).await);
         }
+        assert_eq!(oss.names(), [path.as_ref()], "as Alibaba's library sees it");
         store::upload(&backend, &path, &second).await.expect("an overwriting upload");
         store::upload_and_abort(&backend, &path, &first).await.expect("an aborted upload");
         assert!(store::has(&backend, &path, &second, 0..100).await);

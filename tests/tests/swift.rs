@@ -149,7 +149,7 @@ fn what_docker_registry_has_stored_in_swift_is_served_unchanged() {
             assert_eq!(meta.size_bytes, size);
             let in_listing = listed.iter().find(|(digest, _)| *digest == blob.digest);
             assert_eq!(in_listing.expect("it is listed").1.size_bytes, size);
-            let content = storage.read_blob(&blob.digest, 0..size).await.expect("its content");
+            let content = store::blob(&storage, &blob.digest, size).await.expect("its content");
             assert!(content == blob.bytes);
         }
         let repository = image.repository.parse().expect("a repository");
@@ -171,16 +171,18 @@ fn docker_registry_serves_from_swift_what_larder_has_stored() {
         return;
     };
     let swift = Swift::start(&sandbox, LONG);
-    let storage = Storage::new(open(&format!("{}, chunksize: 1MiB", swift.section())));
+    let storage = Arc::new(Storage::new(open(&format!("{}, chunksize: 1MiB", swift.section()))));
     let image = Image::new(Format::ALL[0]);
     let repository: larder_layout::Repository = image.repository.parse().expect("a repository");
     runtime().block_on(async {
         for blob in image.blobs() {
             // In parts, however small it is.
             let content = Bytes::from(blob.bytes.clone());
-            let size = content.len() as u64;
-            let mut upload = storage.upload_blob(&blob.digest, size).await.expect("an upload");
-            upload.write(content, 4).await.expect("a part");
+            let mut upload = storage.upload_blob(&blob.digest).await.expect("an upload");
+            for part in content.chunks(usize::try_from(upload.part_bytes()).expect("a length")) {
+                let slot = upload.slot().await.expect("a slot");
+                upload.send(slot, content.slice_ref(part)).expect("a part");
+            }
             upload.complete().await.expect("a blob");
             link(&storage, &repository, Membership::Layer, &blob.digest).await;
         }

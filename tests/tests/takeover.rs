@@ -1,11 +1,13 @@
-//! Storage that an ordinary registry wrote, and the other way round, on each of the three systems
-//! that Debian's registry is built for.
+//! Storage that an ordinary registry wrote, and the other way round. Debian's registry is built for
+//! three systems; on the others the vendor's own library writes what a registry would.
 
 use std::{fs, time::Duration};
 
 use larder_layout::{Entry, Link, Membership};
 use larder_tests::{
-    Blob, Format, Image, Kind, Node, S3, Sandbox, Storage, Swift, Upstream, random_bytes,
+    Azurite, Blob, Format, Gcs, Image, Kind, Node, Oss, S3, Sandbox, Storage, Swift, Upstream,
+    distribution::stored,
+    random_bytes,
     scenario::{pull_and_run, wait_until_cached},
     until,
 };
@@ -65,6 +67,50 @@ fn larder_serves_the_swift_container_of_an_ordinary_registry() {
     let Some(sandbox) = enter(&Swift::NEEDS) else { return };
     let swift = Swift::start(&sandbox, TOKEN_LIFE);
     larder_serves_what_an_ordinary_registry_has_stored(&sandbox, &swift.storage());
+}
+
+// "For Azure, GCS and OSS, content laid out exactly as Distribution 2.8 and 3 write it, put there by
+// the vendor's own SDK, is served."
+
+/// `fill` puts the objects of an image into the storage.
+fn larder_serves_what_a_vendors_library_has_stored(
+    sandbox: &Sandbox,
+    storage: &Storage,
+    fill: impl Fn(&Image),
+) {
+    let images = Format::ALL.map(Image::new);
+    images.iter().for_each(fill);
+    let node = Node::start(sandbox, "node", storage, None);
+    let skopeo = Kind::Skopeo.start(sandbox, node.address());
+    for image in &images {
+        pull_and_run(&*skopeo, image);
+    }
+}
+
+/// As Distribution 2 has them, whose names begin with a slash. What Distribution 3 has differs in
+/// that only, and is tested without a mount.
+#[test]
+fn larder_serves_an_azure_container_of_distribution() {
+    let Some(sandbox) = enter(&Azurite::NEEDS) else { return };
+    let azurite = Azurite::start(&sandbox);
+    let fill = |image: &Image| azurite.fill(&stored(image, "/"));
+    larder_serves_what_a_vendors_library_has_stored(&sandbox, &azurite.storage(), fill);
+}
+
+#[test]
+fn larder_serves_a_gcs_bucket_of_distribution() {
+    let Some(sandbox) = enter(&[Gcs::NEEDS, Gcs::LIBRARY_NEEDS]) else { return };
+    let gcs = Gcs::start(&sandbox);
+    let fill = |image: &Image| gcs.fill(&sandbox, &stored(image, ""));
+    larder_serves_what_a_vendors_library_has_stored(&sandbox, &gcs.storage(&sandbox), fill);
+}
+
+#[test]
+fn larder_serves_an_oss_bucket_of_distribution() {
+    let Some(sandbox) = enter(&[Oss::LIBRARY_NEEDS]) else { return };
+    let oss = Oss::start(&sandbox);
+    let fill = |image: &Image| oss.fill(&sandbox, &stored(image, ""));
+    larder_serves_what_a_vendors_library_has_stored(&sandbox, &oss.storage(), fill);
 }
 
 // "`docker-registry` serves what Larder cached."

@@ -12,8 +12,14 @@ use crate::{
 pub struct Cache {
     /// `cache.directory`, `/var/cache/larder` when absent: on a local disk, for one `larder-fs` alone.
     pub directory: PathBuf,
-    /// `cache.size`, 20% when absent.
+    /// `cache.size`, 20% when absent: how much the cache may hold.
     pub size: CacheSize,
+    /// `cache.min_free`, 1GiB when absent: how much of the filesystem stays free, whoever fills it.
+    /// 0 is for a disk that nothing else lives on.
+    pub min_free: CacheSize,
+    /// `cache.scrub`, 10MiB when absent: how many bytes a second are read in the background, to
+    /// find what the disk has damaged. 0 turns it off.
+    pub scrub_bytes_per_second: u64,
     /// `cache.fill`, `sequential` when absent.
     pub fill: Fill,
 }
@@ -31,24 +37,39 @@ pub enum Fill {
     Never,
 }
 
-/// How much the local read cache may hold.
+/// An amount of disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheSize {
-    /// `cache.size: 50GiB`, or a bare number of bytes.
+    /// `50GiB`, or a bare number of bytes.
     Bytes(u64),
-    /// `cache.size: 20%` of the filesystem that `cache.directory` is on; 1 to 100.
+    /// `20%` of the filesystem that `cache.directory` is on.
     Percent(u8),
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("/var/cache/larder"),
+            size: CacheSize::Percent(20),
+            min_free: CacheSize::Bytes(1 << 30),
+            scrub_bytes_per_second: 10 << 20,
+            fill: Fill::Sequential,
+        }
+    }
 }
 
 impl Cache {
     /// Reads `cache:`.
     pub(crate) fn read(root: &mut Section<'_>) -> Self {
+        let absent = Self::default();
         root.section("cache", |cache| Self {
-            directory: cache
-                .value("directory", absolute_path)
-                .unwrap_or_else(|| PathBuf::from("/var/cache/larder")),
-            size: cache.value("size", size).unwrap_or(CacheSize::Percent(20)),
-            fill: cache.value("fill", fill).unwrap_or(Fill::Sequential),
+            directory: cache.value("directory", absolute_path).unwrap_or(absent.directory),
+            size: cache.value("size", size).unwrap_or(absent.size),
+            min_free: cache.value("min_free", min_free).unwrap_or(absent.min_free),
+            scrub_bytes_per_second: cache
+                .value("scrub", size_bytes)
+                .unwrap_or(absent.scrub_bytes_per_second),
+            fill: cache.value("fill", fill).unwrap_or(absent.fill),
         })
     }
 }
@@ -63,12 +84,22 @@ fn fill(text: &str) -> Result<Fill, String> {
 }
 
 fn size(text: &str) -> Result<CacheSize, String> {
-    let size = match text.strip_suffix('%') {
-        Some(number) => number.trim_end().parse().map(CacheSize::Percent).ok(),
-        None => size_bytes(text).map(CacheSize::Bytes).ok(),
-    };
-    match size {
+    match amount(text) {
         Some(size @ (CacheSize::Percent(1..=100) | CacheSize::Bytes(1..))) => Ok(size),
         _ => Err(expected("a size such as 50GiB, or 1% to 100%", text)),
+    }
+}
+
+fn min_free(text: &str) -> Result<CacheSize, String> {
+    match amount(text) {
+        Some(size @ (CacheSize::Percent(0..=99) | CacheSize::Bytes(_))) => Ok(size),
+        _ => Err(expected("a size such as 10GiB, or 0% to 99%", text)),
+    }
+}
+
+fn amount(text: &str) -> Option<CacheSize> {
+    match text.strip_suffix('%') {
+        Some(number) => number.trim_end().parse().map(CacheSize::Percent).ok(),
+        None => size_bytes(text).map(CacheSize::Bytes).ok(),
     }
 }

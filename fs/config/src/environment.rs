@@ -22,9 +22,16 @@ pub(crate) fn override_values(
         .collect();
     variables.sort_by_cached_key(|(name, _)| application_order(name));
     for (name, value) in variables {
-        let path: Vec<_> = name[PREFIX.len()..].split('_').collect();
         let variable = Rc::from(&*name);
-        set(root, &path, parse(&variable, value));
+        set(root, &path(&name[PREFIX.len()..]), parse(&variable, value));
+    }
+}
+
+/// The one key that has a `_` in itself is Larder's own.
+fn path(name: &str) -> Vec<&str> {
+    match name.strip_suffix("_MIN_FREE") {
+        Some("CACHE") => vec!["CACHE", "MIN_FREE"],
+        _ => name.split('_').collect(),
     }
 }
 

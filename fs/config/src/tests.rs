@@ -125,6 +125,8 @@ fn an_absent_key_has_its_default_and_an_empty_value_is_as_good_as_absent() {
         assert!(config.log.access_log);
         assert_eq!(config.cache.directory, Path::new("/var/cache/larder"));
         assert_eq!(config.cache.size, CacheSize::Percent(20));
+        assert_eq!(config.cache.min_free, CacheSize::Bytes(1 << 30));
+        assert_eq!(config.cache.scrub_bytes_per_second, 10 << 20);
         assert_eq!(config.http.addr, "0.0.0.0:5000");
         assert_eq!(config.http.drain_timeout, Duration::from_secs(60));
         assert!(config.http.tls.is_none() && config.upstreams.is_none());
@@ -159,7 +161,7 @@ storage:
     chunksize: 5MiB
     v4auth: true
     objectacl: private
-cache: {directory: /cache, size: 50 GB}
+cache: {directory: /cache, size: 50 GB, min_free: 5%, scrub: 1MiB}
 http: {addr: '[::]:5000', net: tcp, draintimeout: 1.5m, tls: {certificate: c, key: k, minimumtls: tls1.3}}
 proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
 ",
@@ -169,6 +171,8 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert!(!config.log.access_log);
     assert_eq!(config.cache.directory, Path::new("/cache"));
     assert_eq!(config.cache.size, CacheSize::Bytes(50_000_000_000));
+    assert_eq!(config.cache.min_free, CacheSize::Percent(5));
+    assert_eq!(config.cache.scrub_bytes_per_second, 1 << 20);
     assert_eq!(config.http.addr, "[::]:5000");
     assert_eq!(config.http.drain_timeout, Duration::from_secs(90));
     assert_eq!(config.http.tls.as_ref().unwrap().minimum_version, TlsVersion::Tls13);
@@ -261,6 +265,10 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
         ("cache: {size: 0%}", "cache.size: expected a size such as 50GiB, or 1% to 100%"),
         ("cache: {size: 101%}", "cache.size: expected a size"),
         ("cache: {size: 99999999T}", "cache.size: expected a size"),
+        ("cache: {min_free: 100%}", "cache.min_free: expected a size such as 10GiB, or 0% to 99%"),
+        ("cache: {min_free: most}", "cache.min_free: expected a size"),
+        ("cache: {scrub: off}", "cache.scrub: expected a size such as 50GiB"),
+        ("cache: {minfree: 1}", "cache.minfree: unknown key; did you mean `min_free`?"),
         ("cache: {directory: cache}", "cache.directory: expected an absolute path"),
         ("http: {net: unix}", "http.net: expected tcp"),
         ("http: {addr: ':65536'}", "http.addr: expected an address"),
@@ -339,6 +347,7 @@ fn variables_override_and_add() {
         ("REGISTRY_HTTP_ADDR", ":80"),
         ("REGISTRY_HTTP_HEADERS_X-A_1", "two"),
         ("REGISTRY_CACHE_SIZE", "30%"),
+        ("REGISTRY_CACHE_MIN_FREE", "2GiB"),
         ("REGISTRY_LOG", "{level: debug}"),
         ("REGISTRY_MIDDLEWARE_REGISTRY_0_NAME", "downstream"),
         ("REGISTRY_MIDDLEWARE_REGISTRY_0_OPTIONS_UPSTREAMS_0", "a:5000"),
@@ -353,6 +362,7 @@ fn variables_override_and_add() {
     let headers = config.http.headers.iter().map(|(_, value)| &**value);
     assert_eq!(headers.collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!(config.cache.size, CacheSize::Percent(30));
+    assert_eq!(config.cache.min_free, CacheSize::Bytes(2 << 30));
     assert_eq!(config.log.level, Level::Debug);
     assert_eq!(config.upstreams.as_ref().unwrap().urls, ["https://a:5000", "http://b"]);
     assert_eq!(

@@ -7,6 +7,7 @@
 
 use std::{
     fs::File,
+    io::ErrorKind,
     ops::Range,
     os::unix::fs::FileExt,
     sync::{
@@ -356,7 +357,10 @@ impl Drop for Growing {
         // The room is free when the file is gone.
         let room = self.room.lock().unwrap_or_else(PoisonError::into_inner).take();
         let remove = move || {
-            if let Err(e) = std::fs::remove_file(&path) {
+            // A file that could not be adopted is gone already.
+            if let Err(e) = std::fs::remove_file(&path)
+                && e.kind() != ErrorKind::NotFound
+            {
                 tracing::warn!(path = %path.display(), "cannot remove what was fetched: {e}");
             }
             drop(room);

@@ -46,7 +46,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, number: INodeNo, lookups: u64) {
-        self.filesystem.forget(number.0, lookups);
+        if self.filesystem.forget(number.0, lookups) {
+            self.files.forget(number.0);
+        }
     }
 
     fn getattr(&self, req: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -158,9 +160,13 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        if !for_writing && let Some((handle, mode)) = self.files.reopen(number.0) {
+            self.filesystem.count_opened();
+            return answer_open(handle, &mode, reply);
+        }
         let filesystem = Arc::clone(&self.filesystem);
         let files = Arc::clone(&self.files);
-        let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
         let opening = Arc::clone(&filesystem);
         let operation = async move { opening.open(number.0, for_writing).await };
         self.answer(req, CONTENT_DEADLINE, operation, move |outcome| {
@@ -168,14 +174,7 @@ impl fuser::Filesystem for Adapter {
             let opened =
                 outcome.and_then(|opened| files.insert(number.0, opened, for_writing, register));
             match opened {
-                Ok((handle, Mode::Passthrough(id))) => {
-                    reply.opened_passthrough(
-                        handle,
-                        Mode::Passthrough(Arc::clone(&id)).flags(),
-                        &id,
-                    );
-                }
-                Ok((handle, mode)) => reply.opened(handle, mode.flags()),
+                Ok((handle, mode)) => answer_open(handle, &mode, reply),
                 Err(e) => {
                     if matches!(e, Error::Stale) {
                         filesystem.renew(number.0);
@@ -404,6 +403,13 @@ fn answer_attr(outcome: Result<Attributes>, reply: ReplyAttr) {
     match outcome {
         Ok(attributes) => reply.attr(&attributes.validity, &file_attr(&attributes)),
         Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn answer_open(handle: FileHandle, mode: &Mode, reply: ReplyOpen) {
+    match mode {
+        Mode::Passthrough(id) => reply.opened_passthrough(handle, mode.flags(), id),
+        Mode::Cached | Mode::Direct => reply.opened(handle, mode.flags()),
     }
 }
 

@@ -97,6 +97,14 @@ impl Passthrough {
         }
     }
 
+    /// Counts one more open of an inode that is open, as it is.
+    pub fn again(&self, number: u64) {
+        let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inode) = inodes.get_mut(&number) {
+            inode.opens += 1;
+        }
+    }
+
     /// Counts one open less; the last ends the registration.
     pub fn close(&self, number: u64, mode: &Mode) {
         if matches!(mode, Mode::Direct) {

@@ -16,6 +16,7 @@ mod upload;
 
 use std::{
     fmt,
+    future::ready,
     num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -66,7 +67,7 @@ const LINK_MAX_BYTES: u64 = 256;
 pub struct Storage {
     objects: Arc<dyn ObjectStore>,
     leftovers: Option<Arc<dyn Leftovers>>,
-    circuit: Circuit,
+    circuit: Arc<Circuit>,
     keys: Keys,
     part_bytes: u64,
     parts_in_flight: Arc<Semaphore>,
@@ -160,7 +161,7 @@ impl Storage {
         Self {
             objects,
             leftovers,
-            circuit: Circuit::default(),
+            circuit: Arc::default(),
             keys: Keys::new(&root_directory),
             part_bytes,
             parts_in_flight: Arc::new(Semaphore::new(PARTS_IN_FLIGHT_MAX)),
@@ -302,29 +303,23 @@ impl Storage {
         self.circuit.run(format!("write {key}"), PART_DEADLINE, put).await.map(drop)
     }
 
-    /// Every blob of an algorithm, page by page.
+    /// Every blob of an algorithm, page by page. It ends with the first error.
     pub fn list_blobs(
         &self,
         algorithm: Algorithm,
     ) -> BoxStream<'static, Result<(Digest, BlobMeta)>> {
         let prefix = self.keys.blobs(algorithm);
         let objects = self.objects.list(Some(&prefix));
-        let blobs = stream::unfold(objects, move |mut objects| {
-            let operation = format!("list {prefix}");
+        let (circuit, operation) = (Arc::clone(&self.circuit), format!("list {prefix}"));
+        let objects = stream::try_unfold(objects, move |mut objects| {
+            let (circuit, operation) = (Arc::clone(&circuit), operation.clone());
             async move {
-                loop {
-                    let object = match timeout(PART_DEADLINE, objects.next()).await {
-                        Ok(object) => object?.map_err(|e| Error::storage(operation.clone(), e)),
-                        Err(_) => Err(Error::TimedOut),
-                    };
-                    let blob = object.map(|meta| blob_of_key(algorithm, &meta)).transpose();
-                    if let Some(blob) = blob {
-                        return Some((blob, objects));
-                    }
-                }
+                let next = circuit.run(operation, PART_DEADLINE, objects.try_next()).await?;
+                Ok(next.map(|object| (object, objects)))
             }
         });
-        blobs.boxed()
+        let blobs = move |meta: ObjectMeta| ready(Ok(blob_of_key(algorithm, &meta)));
+        objects.try_filter_map(blobs).boxed()
     }
 
     /// The components below `repositories/`, or below one: repositories, first components of

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use larder_config::{Cache as CacheConfig, CacheSize, Fill};
+use larder_config::{Cache as CacheConfig, CacheSize};
 use larder_fs::{
     cache::Cache,
     error::{Error, Result},
@@ -114,9 +114,9 @@ impl Node {
     pub fn with_cache(store: &Arc<Recorder>, limit_bytes: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let size = CacheSize::Bytes(limit_bytes);
-        let fill = Fill::Sequential;
-        let cache =
-            Cache::open(&CacheConfig { directory: directory.path().into(), size, fill }).unwrap();
+        let config =
+            CacheConfig { directory: directory.path().into(), size, ..CacheConfig::default() };
+        let cache = Cache::open(&config).unwrap();
         let storage = Arc::new(Storage::new(Backend {
             objects: Arc::clone(store) as _,
             leftovers: None,
@@ -126,7 +126,10 @@ impl Node {
             mistaken_key: |_| None,
             endpoint_key: "",
         }));
-        Self { filesystem: Filesystem::new(storage, cache, fill, String::new()), _cache: directory }
+        Self {
+            filesystem: Filesystem::new(storage, cache, config.fill, String::new()),
+            _cache: directory,
+        }
     }
 
     pub async fn stat(&self, path: &Path) -> Result<Attributes> {

@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, CacheSize, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
@@ -331,7 +331,7 @@ fn config(upstreams: Option<Upstreams>) -> Config {
     Config {
         log: Log { level: Level::Info, formatter: Formatter::Text, access_log: true },
         storage: Storage::Filesystem { root_directory: Path::new("/nowhere").into() },
-        cache: Cache { directory: Path::new("/nowhere").into(), size: CacheSize::Percent(20) },
+        cache: Cache::default(),
         http: Http {
             addr: "127.0.0.1:0".to_owned(),
             tls: None,

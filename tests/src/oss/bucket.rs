@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
+use super::signature::encode;
 use crate::{
     gcs::uploads_page,
     http::{Answer, Request},
@@ -106,6 +107,8 @@ impl Bucket {
     fn list(&self, request: &Request) -> Answer {
         let (prefix, delimiter) = (request.parameter("prefix"), request.parameter("delimiter"));
         let marker = request.parameter("continuation-token").to_owned();
+        let is_encoded = request.parameter("encoding-type") == "url";
+        let shown = |name: &str| if is_encoded { encode(name) } else { name.to_owned() };
         let (mut lines, mut last_group, mut next) = (Vec::new(), String::new(), None);
         for (key, content) in self.objects.iter().filter(|(key, _)| key.starts_with(prefix)) {
             let rest = &key[prefix.len()..];
@@ -122,20 +125,27 @@ impl Bucket {
             last_group.clone_from(&name);
             lines.push(match group {
                 Some(group) => {
-                    format!("<CommonPrefixes><Prefix>{group}</Prefix></CommonPrefixes>")
+                    format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", shown(&group))
                 }
                 None => format!(
-                    "<Contents><Key>{key}</Key><LastModified>2026-11-23T09:00:00.000Z</LastModified>\
-                     <ETag>\"e\"</ETag><Size>{}</Size></Contents>",
+                    "<Contents><Key>{}</Key><LastModified>2026-11-23T09:00:00.000Z</LastModified>\
+                     <ETag>\"e\"</ETag><Size>{}</Size><Type>Normal</Type>\
+                     <StorageClass>Standard</StorageClass></Contents>",
+                    shown(key),
                     content.len()
                 ),
             });
         }
-        let next = next.map_or_else(String::new, |next| {
-            format!("<NextContinuationToken>{next}</NextContinuationToken>")
-        });
+        let mut head = format!("<IsTruncated>{}</IsTruncated>", next.is_some());
+        if is_encoded {
+            head += "<EncodingType>url</EncodingType>";
+        }
+        if let Some(next) = next {
+            let next = shown(&next);
+            head += &format!("<NextContinuationToken>{next}</NextContinuationToken>");
+        }
         let lines = lines.concat();
-        Answer::new(200, format!("<ListBucketResult>{lines}{next}</ListBucketResult>"))
+        Answer::new(200, format!("<ListBucketResult>{head}{lines}</ListBucketResult>"))
     }
 
     fn list_uploads(&self, request: &Request) -> Answer {

@@ -1,0 +1,133 @@
+//! The calls on the local disk that may fail, each with a sentence for its error.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::Path,
+};
+
+use crate::error::{Error, Result};
+
+/// What fstat(2) says of a file at one moment: enough to notice that its content may have changed.
+/// Every write, truncation and rename sets the change time, and no call can set it back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    pub size_bytes: u64,
+    /// 0 is no file's: then there is nothing to compare with.
+    pub inode: u64,
+    pub modified_ns: i64,
+    pub changed_ns: i64,
+}
+
+impl From<&fs::Metadata> for Fingerprint {
+    fn from(metadata: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let nanoseconds = |s: i64, ns: i64| s.saturating_mul(1_000_000_000).saturating_add(ns);
+        Self {
+            size_bytes: metadata.len(),
+            inode: metadata.ino(),
+            modified_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            changed_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// Opens a file of the cache for reading. What is no regular file does not get us to wait, or
+/// lead us elsewhere.
+pub fn open(path: &Path) -> Result<File> {
+    run("open", path, || {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        if file.metadata()?.is_file() { Ok(file) } else { Err(ErrorKind::InvalidData.into()) }
+    })
+}
+
+pub fn fingerprint(file: &File, path: &Path) -> Result<Fingerprint> {
+    run("stat", path, || file.metadata()).map(|metadata| Fingerprint::from(&metadata))
+}
+
+/// Runs a call on `path`.
+///
+/// # Errors
+/// [`Error::Disk`] that names the operation and the path.
+pub fn run<T>(operation: &str, path: &Path, call: impl FnOnce() -> io::Result<T>) -> Result<T> {
+    #[cfg(test)]
+    let call = || faults::around(call);
+    call().map_err(|e| Error::disk(format!("{operation} {}", path.display()), e))
+}
+
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    run("rename", from, || fs::rename(from, to))
+}
+
+/// Removes a file. One that is not there is removed.
+pub fn remove(path: &Path) -> Result<()> {
+    run("remove", path, || match fs::remove_file(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    })
+}
+
+pub fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    run("read", path, || {
+        loop {
+            match file.read_at(buffer, offset) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                outcome => return outcome,
+            }
+        }
+    })
+}
+
+/// Whether the file is not there, in contrast to a disk that fails.
+pub fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::Disk { source, .. } if source.kind() == ErrorKind::NotFound)
+}
+
+/// Whether what is there cannot be a blob: no regular file, or one that the disk cannot read.
+pub fn is_damage(error: &Error) -> bool {
+    let Error::Disk { source, .. } = error else { return false };
+    let is_unreadable = matches!(source.raw_os_error(), Some(libc::EIO | libc::ELOOP));
+    is_unreadable || source.kind() == ErrorKind::InvalidData
+}
+
+/// A disk that fails at the n-th call of a thread.
+#[cfg(test)]
+pub mod faults {
+    use std::{cell::Cell, io};
+
+    #[derive(Clone, Copy)]
+    struct Plan {
+        calls_left: u64,
+        errno: i32,
+        takes_effect: bool,
+    }
+
+    thread_local! {
+        static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
+    }
+
+    /// Has the call after `calls` further ones fail, and only that, before or after it takes effect.
+    pub fn plan(calls: u64, errno: i32, takes_effect: bool) {
+        PLAN.set(Some(Plan { calls_left: calls, errno, takes_effect }));
+    }
+
+    /// Ends the plan, and tells whether a call has failed.
+    pub fn end() -> bool {
+        PLAN.take().is_none()
+    }
+
+    pub fn around<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let Some(plan) = PLAN.get() else { return call() };
+        if let Some(calls_left) = plan.calls_left.checked_sub(1) {
+            PLAN.set(Some(Plan { calls_left, ..plan }));
+            return call();
+        }
+        PLAN.set(None);
+        if plan.takes_effect {
+            call()?;
+        }
+        Err(io::Error::from_raw_os_error(plan.errno))
+    }
+}

@@ -1,0 +1,104 @@
+//! What the cache promises, on a real directory. A [`Node`] is a cache without its threads: what
+//! they do in the background, a test does when it wants to.
+
+mod truth;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use larder_config::{Cache as Config, CacheSize};
+use larder_layout::{Algorithm, Digest};
+
+use super::{CachedBlob, Reservation, State, key::Key};
+use crate::error::Result;
+
+const BLOCK_BYTES: u64 = 4096;
+
+/// A cache, and the directory that it is in.
+struct Node {
+    directory: PathBuf,
+    state: Arc<State>,
+}
+
+impl Node {
+    /// Opens the cache in `directory`, with room for so many blocks.
+    fn open(directory: &Path, blocks: u64) -> Self {
+        let node = Self::open_uncounted(directory, blocks);
+        node.state.reconcile().unwrap();
+        node
+    }
+
+    /// The same, before it has looked through its directory.
+    fn open_uncounted(directory: &Path, blocks: u64) -> Self {
+        let state = State::open(&config(directory, blocks)).unwrap();
+        Self { directory: directory.to_owned(), state }
+    }
+
+    /// Ends as a process ends that is told to.
+    fn close(self) {
+        self.state.index().log_touches();
+        self.state.flush().unwrap();
+    }
+
+    fn put(&self, content: &[u8]) -> Digest {
+        self.put_open(content).digest().clone()
+    }
+
+    fn put_open(&self, content: &[u8]) -> CachedBlob {
+        self.try_put(Algorithm::Sha256, content).unwrap()
+    }
+
+    fn try_put(&self, algorithm: Algorithm, content: &[u8]) -> Result<CachedBlob> {
+        let room = Reservation::new(&self.state, content.len() as u64)?;
+        let digest = Digest::of(algorithm, content);
+        fs::File::create_new(self.state.staging_path("x")).unwrap().write_all(content).unwrap();
+        self.state.adopt("x", &digest, SystemTime::now(), room)
+    }
+
+    /// What a reader gets.
+    fn get(&self, digest: &Digest) -> Option<Vec<u8>> {
+        self.state.open_blob(digest).unwrap().map(|blob| content(&blob))
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.state.index().get(&Key::from(digest)).is_some()
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.state.blob_path(&Key::from(digest))
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.state.index().sums.used()
+    }
+
+    fn verified_bytes(&self) -> u64 {
+        self.state.counters.verified_bytes.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn quarantine(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.directory.join("quarantine")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+fn config(directory: &Path, blocks: u64) -> Config {
+    Config {
+        directory: directory.to_owned(),
+        size: CacheSize::Bytes(blocks * BLOCK_BYTES),
+        min_free: CacheSize::Bytes(0),
+        scrub_bytes_per_second: 0,
+        ..Config::default()
+    }
+}
+
+fn content(blob: &CachedBlob) -> Vec<u8> {
+    let mut content = Vec::new();
+    blob.file().read_to_end(&mut content).unwrap();
+    content
+}
