@@ -298,11 +298,15 @@ impl Filesystem {
         let staged = self.ingest.get(&id).ok_or(Error::NotFound)?;
         match (staged, self.new_name(to.0, to.1)?) {
             (Staged::File(file), Entry::Blob(digest)) => {
-                self.ingest.commit(&id, file, &digest).await?;
+                let keeping = self.ingest.commit(&id, file, &digest).await?;
+                self.release_name(&id);
+                // So that whoever opens it next finds it in the cache.
+                let _ = keeping.await;
             }
             (Staged::Link(digest), Entry::Link(link)) => {
                 self.links.publish(&link, &digest).await?;
                 self.ingest.remove(&id).await?;
+                self.release_name(&id);
             }
             (_, Entry::Directory(_) | Entry::Report(_) | Entry::Staged(_)) => {
                 return Err(Error::ReadOnly);
@@ -311,7 +315,6 @@ impl Filesystem {
                 return Err(Error::Invalid("files are published as blobs, symlinks as links"));
             }
         }
-        self.release_name(&id);
         Ok(())
     }
 

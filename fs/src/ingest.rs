@@ -12,15 +12,16 @@ mod staged;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use larder_layout::{Digest, StagingId};
+use tokio::task::JoinHandle;
 
 pub use self::staged::StagedFile;
 use crate::{
     cache::Cache,
     error::{Error, Result},
-    fetch::blocking,
     metrics::Metrics,
     store::Storage,
 };
@@ -90,8 +91,9 @@ impl Ingest {
         let removed = self.staged().remove(id);
         match removed {
             Some(Staged::File(file)) => {
+                let removed = self.remove_file(id);
                 file.discard().await;
-                self.remove_file(id)
+                removed
             }
             Some(Staged::Link(_)) => Ok(()),
             None => Err(Error::NotFound),
@@ -99,7 +101,8 @@ impl Ingest {
     }
 
     /// Publishes a staged file under `digest`. When this returns, the blob is durable and every
-    /// node can read it, and the staged name is gone.
+    /// node can read it, and the staged name is gone; the local cache may still be taking it in,
+    /// which is there to be waited for.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when the content does not hash to `digest`; then, as after any other
@@ -109,25 +112,20 @@ impl Ingest {
         id: &StagingId,
         staged: Arc<StagedFile>,
         digest: &Digest,
-    ) -> Result<()> {
-        let size_bytes = staged.seal()?;
-        if let Err(e) = self.send(&staged, digest, size_bytes).await {
-            staged.unseal();
-            return Err(e);
-        }
+    ) -> Result<JoinHandle<()>> {
+        let (seal, size_bytes) = staged.seal()?;
+        self.send(&staged, digest, size_bytes).await?;
+        // From here on nobody who is interrupted leaves half of it done.
+        seal.keep();
         self.metrics.ingested(size_bytes);
         self.staged().remove(id);
-        if let Err(e) = self.keep(id, &staged, digest).await {
-            tracing::warn!(%digest, "published, but not kept in the local cache: {e}");
-        }
-        Ok(())
-    }
-
-    async fn keep(&self, id: &StagingId, staged: &StagedFile, digest: &Digest) -> Result<()> {
-        let Some(room) = staged.take_room() else { return self.remove_file(id) };
         let (cache, digest, id) = (Arc::clone(&self.cache), digest.clone(), id.to_string());
-        let modified = std::time::SystemTime::now();
-        blocking(move || cache.adopt(&id, &digest, modified, room).map(drop)).await
+        Ok(tokio::task::spawn_blocking(move || {
+            let Some(room) = staged.take_room() else { return };
+            if let Err(e) = cache.adopt(&id, &digest, SystemTime::now(), room) {
+                tracing::warn!(%digest, "published, but not kept in the local cache: {e}");
+            }
+        }))
     }
 
     fn remove_file(&self, id: &StagingId) -> Result<()> {

@@ -45,7 +45,9 @@ fn objects_are_put_read_listed_replaced_and_deleted() {
     for more in [DISTRIBUTION_2, DISTRIBUTION_3] {
         Opened::open(&sandbox, &section(azurite.service_url(), more)).unwrap().exercise();
     }
-    // And nothing is left of what was deleted or aborted.
+    // And nothing is left of what was deleted. What was aborted the service removes after a week.
     let name = "docker/larder/test/one";
-    assert_eq!(azurite.names(), [format!("/{name}"), name.to_owned()]);
+    let mut left = azurite.names();
+    left.retain(|name| !name.ends_with("/two"));
+    assert_eq!(left, [format!("/{name}"), name.to_owned()]);
 }

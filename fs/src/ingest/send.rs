@@ -23,7 +23,7 @@ impl Ingest {
         digest: &Digest,
         size_bytes: u64,
     ) -> Result<()> {
-        let mut ahead = staged.ahead.lock().await;
+        let mut ahead = staged.ahead.lock().await.take();
         let limit = UPLOAD_TIMEOUT + Duration::from_secs(size_bytes >> 20);
         let sending = self.send_rest(&mut ahead, staged, digest, size_bytes);
         let outcome = timeout(limit, sending).await.unwrap_or(Err(Error::TimedOut));

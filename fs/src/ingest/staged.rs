@@ -36,6 +36,23 @@ struct Received {
     is_sealed: bool,
 }
 
+/// Keeps a file from being written. Dropped, the file was not published, be it that who waited for
+/// that was interrupted, and can be written and published again.
+pub(super) struct Seal<'a>(&'a StagedFile);
+
+impl Seal<'_> {
+    /// It was published.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Seal<'_> {
+    fn drop(&mut self) {
+        self.0.received().is_sealed = false;
+    }
+}
+
 /// What was sent to the storage before the file was published.
 #[derive(Default)]
 pub(super) struct Ahead {
@@ -139,20 +156,15 @@ impl StagedFile {
         Ok(())
     }
 
-    /// Ends all writing, and tells the length.
+    /// Ends all writing while it is being published, and tells the length.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] when it is being published already.
-    pub(super) fn seal(&self) -> Result<u64> {
+    pub(super) fn seal(&self) -> Result<(Seal<'_>, u64)> {
         let mut received = self.writable()?;
         let metadata = self.file.metadata().map_err(|e| Error::disk("stat an ingest", e))?;
         received.is_sealed = true;
-        Ok(metadata.len())
-    }
-
-    /// It was not published.
-    pub(super) fn unseal(&self) {
-        self.received().is_sealed = false;
+        Ok((Seal(self), metadata.len()))
     }
 
     /// What has seen all `size_bytes` of the file, if they came in order.
@@ -207,6 +219,12 @@ impl Received {
 }
 
 impl Ahead {
+    /// Takes all of it over, to be completed or taken back. Should whoever does that be interrupted,
+    /// nothing is left here that a later attempt could take for the beginning of the blob.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self { is_given_up: true, ..Self::default() })
+    }
+
     /// Takes back what was sent, and sends nothing more.
     pub(super) async fn give_up(&mut self) {
         self.is_given_up = true;

@@ -3,10 +3,11 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use object_store::Error as StoreError;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 
@@ -135,7 +136,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_storage_that_is_silent_costs_two_deadlines_and_then_little() {
         let circuit = Circuit::default();
-        let started = tokio::time::Instant::now();
+        let started = Instant::now();
         let ask = || circuit.run("read", DEADLINE, pending::<Result<(), StoreError>>());
         for _ in 0..2 {
             assert!(matches!(ask().await, Err(Error::TimedOut)));

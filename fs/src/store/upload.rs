@@ -4,7 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::{MultipartUpload, path::Path};
-use tokio::{runtime::Handle, sync::OwnedSemaphorePermit, task::JoinSet, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::OwnedSemaphorePermit,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 
 use super::{COMPLETE_DEADLINE, NAME_DEADLINE, PART_DEADLINE, Storage};
 use crate::error::{Error, Result};
@@ -88,12 +93,17 @@ impl Upload {
         Ok(())
     }
 
-    /// Takes back what was sent.
+    /// Takes back what was sent, also when nobody waits for it any more.
     pub async fn abort(mut self) {
-        if let Some(parts) = self.parts.take() {
-            let sending = std::mem::take(&mut self.sending);
-            abort(Arc::clone(&self.storage), self.key.clone(), parts, sending).await;
+        if let Some(aborting) = self.begin_abort() {
+            let _ = aborting.await;
         }
+    }
+
+    fn begin_abort(&mut self) -> Option<JoinHandle<()>> {
+        let (parts, runtime) = (self.parts.take()?, Handle::try_current().ok()?);
+        let sending = std::mem::take(&mut self.sending);
+        Some(runtime.spawn(abort(Arc::clone(&self.storage), self.key.clone(), parts, sending)))
     }
 
     async fn next_sent(&mut self) -> Result<()> {
@@ -104,10 +114,7 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let (Some(parts), Ok(runtime)) = (self.parts.take(), Handle::try_current()) {
-            let sending = std::mem::take(&mut self.sending);
-            runtime.spawn(abort(Arc::clone(&self.storage), self.key.clone(), parts, sending));
-        }
+        self.begin_abort();
     }
 }
 
