@@ -262,7 +262,7 @@ impl System for Nodes {
         let node = &mut self.nodes[node];
         let number = node.walk(path)?;
         let opened = Arc::new(node.run(node.filesystem().open(number, false))?);
-        Ok(File { opened, number })
+        Ok(File { opened })
     }
 
     fn read(&mut self, node: usize, file: &File, at: u64, size_bytes: u32) -> Outcome<Vec<u8>> {

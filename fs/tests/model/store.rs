@@ -89,58 +89,6 @@ impl FaultyStore {
     }
 
     /// Uploads that were neither completed nor aborted.
-    uploads: AtomicUsize,
-}
-
-#[derive(Debug, Default)]
-struct Plan {
-    /// How many calls are well before the one that is not.
-    next: Option<(u32, Fault)>,
-    is_down: bool,
-    calls: u32,
-    /// What was put into the storage and must not be there.
-    violations: Vec<String>,
-    /// What was found to be damaged is removed before it is published anew, from below its links.
-    damaged: Vec<Digest>,
-}
-
-impl FaultyStore {
-    /// The storage of one node.
-    pub fn open(&self, part_bytes: u64) -> Arc<Storage> {
-        Arc::new(Storage::new(Backend {
-            objects: Arc::new(self.clone()),
-            leftovers: None,
-            root_directory: String::new(),
-            part_bytes,
-            attributes: Attributes::new(),
-            mistaken_key: |_| None,
-            endpoint_key: "",
-        }))
-    }
-
-    /// Spoils one call, after so many that are well.
-    pub fn fail_after(&self, calls: u32, fault: Fault) {
-        self.plan().next = Some((calls, fault));
-    }
-
-    /// Every call fails from now on, or none does any more.
-    pub fn set_down(&self, is_down: bool) {
-        let mut plan = self.plan();
-        plan.is_down = is_down;
-        plan.next = None;
-    }
-
-    /// How many calls there were.
-    pub fn calls(&self) -> u32 {
-        self.plan().calls
-    }
-
-    /// Whether the fault that was planned is still to come.
-    pub fn is_armed(&self) -> bool {
-        self.plan().next.is_some()
-    }
-
-    /// Uploads that were neither completed nor aborted.
     pub fn uploads(&self) -> usize {
         self.0.uploads.load(Ordering::SeqCst)
     }
