@@ -18,6 +18,11 @@ const WRITERS: usize = 8;
 const RACES: usize = 5;
 /// A large object: two parts and a rest.
 const LARGE_BYTES: usize = (16 << 20) + 1;
+/// Slower than this a pull is felt to be slow: each blob takes a few requests, and a layer is a
+/// hundred MiB.
+const LATENCY_WARNING: Duration = Duration::from_millis(200);
+/// In MiB a second.
+const RATE_WARNING: f64 = 10.0;
 /// What signed requests tolerate is 5 to 15 minutes; what leases and sweeps tolerate, seconds.
 const SKEW_WARNING: Duration = Duration::from_secs(5);
 const SKEW_FAILURE: Duration = Duration::from_secs(240);
@@ -209,8 +214,14 @@ async fn speed(probe: &Probe) -> Outcome {
     read(&probe.second, &large_key).await?;
     let down = rate(sent.len(), started.elapsed());
     probe.first.objects.delete(&large_key).await?;
-    let latency_ms = times[times.len() / 2].as_secs_f64() * 1000.0;
+    let latency = times[times.len() / 2];
+    let latency_ms = latency.as_secs_f64() * 1000.0;
     let detail = format!("{latency_ms:.1} ms a read, {up:.0} MiB/s up, {down:.0} MiB/s down");
+    if latency > LATENCY_WARNING || up.min(down) < RATE_WARNING {
+        let advice =
+            "clients will wait for what no node has in its cache; is it the nearest storage?";
+        return Ok((Verdict::Warning, format!("{detail}: {advice}")));
+    }
     Ok((Verdict::Ok, detail))
 }
 
