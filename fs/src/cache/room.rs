@@ -226,8 +226,13 @@ impl State {
 
     fn full(&self, more_bytes: u64) -> Error {
         let Limits { size_bytes, min_free, .. } = self.limits;
+        let min_free = match min_free {
+            CacheSize::Bytes(bytes) => format!("{bytes} bytes"),
+            CacheSize::Percent(percent) => format!("{percent}%"),
+        };
         let operation = format!(
-            "no room for {more_bytes} bytes more in {}, even without what nobody reads              (cache.size is {size_bytes} bytes, cache.min_free {min_free:?})",
+            "make room for {more_bytes} bytes more in {}, even without what nobody reads (cache.size \
+             is {size_bytes} bytes, cache.min_free {min_free})",
             self.directory.display()
         );
         Error::disk(operation, io::Error::from_raw_os_error(libc::ENOSPC))
