@@ -11,7 +11,7 @@ use crate::{Keystone, Process, Sandbox, Storage, run, until};
 
 const RING_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longer than a token is good in a test that waits for its end.
-const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A cluster with one container.
 pub struct Swift<'a> {
@@ -155,7 +155,7 @@ impl<'a> Swift<'a> {
     /// Waits until every token has ended that somebody has by now.
     ///
     /// # Panics
-    /// When that takes a minute.
+    /// When that takes two minutes.
     pub fn wait_for_end_of_tokens(&self) {
         let (account, token) = self.log_in().expect("a token");
         let head = self.client.head(format!("{account}/{}", Self::CONTAINER));
