@@ -4,6 +4,7 @@
 mod faults;
 mod restart;
 mod room;
+mod scrub;
 mod truth;
 
 use std::{
@@ -103,6 +104,11 @@ fn config(directory: &Path, blocks: u64) -> Config {
         min_free: CacheSize::Bytes(0),
         scrub_bytes_per_second: 0,
     }
+}
+
+/// A directory in memory, if there is one: for tests that do more than a disk does in a minute.
+fn fast_directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn content(blob: &CachedBlob) -> Vec<u8> {

@@ -144,8 +144,8 @@ fn a_damaged_blob_that_is_open_counts_until_it_is_closed() {
 #[test]
 fn it_stays_within_its_size_while_many_use_it() {
     const BLOCKS: u64 = 24;
-    const ROUNDS: u64 = 300;
-    let directory = tempfile::tempdir().unwrap();
+    const ROUNDS: u64 = 3000;
+    let directory = fast_directory();
     let node = Node::open(directory.path(), BLOCKS);
     let is_done = AtomicBool::new(false);
     let (node, is_done) = (&node, &is_done);
