@@ -167,11 +167,10 @@ fn it_stays_within_its_size_while_many_use_it() {
                 node.state.checkpoint().unwrap();
             }
         });
-        for worker in workers {
-            worker.join().unwrap();
-        }
+        let outcomes: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         is_done.store(true, Ordering::Relaxed);
         watcher.join().unwrap();
+        outcomes.into_iter().for_each(Result::unwrap);
     });
     assert_consistent(node);
     let before = order(node);
