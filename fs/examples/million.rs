@@ -96,6 +96,7 @@ fn config(directory: &Path) -> Config {
         size: CacheSize::Bytes(1 << 50),
         min_free: CacheSize::Bytes(0),
         scrub_bytes_per_second: 0,
+        ..Config::default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use larder_layout::Mismatch;
+use larder_layout::{Digest, Mismatch};
 
 /// The outcome of an operation on the filesystem.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -41,12 +41,32 @@ pub enum Error {
         /// What the operating system said.
         source: Arc<io::Error>,
     },
+    /// A blob that was open can be read no further.
+    #[error("blob {digest} cannot be read any further: {reason}")]
+    Lost {
+        /// The blob.
+        digest: Digest,
+        /// What went wrong with it, in the storage.
+        reason: String,
+    },
+    /// Who waited for the operation was interrupted by a signal.
+    #[error("interrupted")]
+    Interrupted,
+    /// The blob was replaced by a sound copy, which is another inode.
+    #[error("the file is to be looked up anew")]
+    Stale,
     /// The operation's deadline passed.
     #[error("the deadline passed")]
     TimedOut,
     /// What is published cannot be changed or removed, and nothing is created outside `ingest/`.
     #[error("published content is read-only: stage in ingest/ and publish by rename")]
     ReadOnly,
+    /// No name is this long.
+    #[error("the name is too long")]
+    NameTooLong,
+    /// There is no such extended attribute.
+    #[error("no such attribute")]
+    NoAttribute,
     /// The call makes no sense for this name.
     #[error("{0}")]
     Invalid(&'static str),
@@ -74,6 +94,21 @@ impl Error {
         }
     }
 
+    /// A blob that ends before its end.
+    pub fn short(digest: &Digest) -> Self {
+        let source = "the answer ended before its end".into();
+        let source = object_store::Error::Generic { store: "blob", source };
+        Self::storage(format!("read {digest}"), source)
+    }
+
+    /// What a reader of an open blob is told: to it nothing is a miss any more.
+    pub fn lost(digest: &Digest, error: &Self) -> Self {
+        match error {
+            Self::TimedOut => Self::TimedOut,
+            error => Self::Lost { digest: digest.clone(), reason: error.to_string() },
+        }
+    }
+
     /// A failure of the local disk.
     pub fn disk(operation: impl Into<String>, source: io::Error) -> Self {
         Self::Disk { operation: operation.into(), source: Arc::new(source) }
@@ -85,14 +120,18 @@ impl Error {
             // What is damaged is not there: the reader gets a sound copy elsewhere and publishes it.
             Self::NotFound | Self::Damaged(_) => libc::ENOENT,
             Self::Mismatch(_) => libc::EBADMSG,
-            Self::Storage { .. } | Self::Down => libc::EIO,
+            Self::Storage { .. } | Self::Down | Self::Lost { .. } => libc::EIO,
             Self::Full(_) => libc::ENOSPC,
             Self::Disk { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => libc::ENOSPC,
                 _ => libc::EIO,
             },
             Self::TimedOut => libc::ETIMEDOUT,
+            Self::Interrupted => libc::EINTR,
+            Self::Stale => libc::ESTALE,
             Self::ReadOnly => libc::EPERM,
+            Self::NameTooLong => libc::ENAMETOOLONG,
+            Self::NoAttribute => libc::ENODATA,
             Self::Invalid(_) => libc::EINVAL,
             Self::Exists => libc::EEXIST,
             Self::NotDirectory => libc::ENOTDIR,

@@ -1,22 +1,27 @@
-//! Shared storage → local cache: parallel ranges into one staged file, one fetch per blob however
-//! many readers wait for it.
+//! Shared storage → readers: a blob that is not in the local cache is read while it is fetched.
+//!
+//! Opening it returns with its first block. What readers ask for comes first; a blob that is read
+//! from one end to the other is fetched whole, in parallel ranges, into one file of the cache
+//! ([`growing`]). However many readers there are, each byte is fetched once. A blob that the cache
+//! has no room for is read without it ([`uncached`]).
+
+mod growing;
+mod reader;
+mod run;
+mod uncached;
 
 use std::{
     collections::HashMap,
-    os::unix::fs::FileExt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, Shared},
-};
-use larder_layout::{Digest, Verifier};
+use larder_config::Fill;
+use larder_layout::Digest;
+use tokio::sync::Semaphore;
 
+pub use self::reader::Reader;
+use self::{growing::Growing, uncached::Uncached};
 use crate::{
     cache::{Cache, CachedBlob},
     error::{Error, Result},
@@ -24,109 +29,146 @@ use crate::{
     store::{BlobMeta, Storage},
 };
 
-/// How many ranges of a blob are fetched at a time.
-const CONNECTIONS: usize = 4;
-/// How long the storage may go without giving the next range. It is longer than the storage's
-/// own time-outs and retries, which give better errors.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-
-type Fetch = Shared<BoxFuture<'static, Result<Arc<CachedBlob>>>>;
+/// What is fetched, hashed and shown to readers at a time. The last block of a blob is shown when
+/// all of them hash to its digest.
+const BLOCK_BYTES: u64 = 1 << 20;
+/// How many blocks are asked for in one request at the most. A quarter of a second at 256 Mbit/s:
+/// long enough to fill a connection across an ocean, short enough to be tried again.
+const RUN_BLOCKS: usize = 8;
+/// How many requests are under way at a time for one blob that is fetched whole.
+const CONNECTIONS: usize = 8;
+/// How many requests are under way at a time for all blobs that are fetched whole: with
+/// [`RUN_BLOCKS`], this limits the bytes that are in flight on a mount to 256 MiB.
+const FILL_REQUESTS_MAX: usize = 32;
+/// And how many for what readers wait for: 128 MiB.
+const READ_REQUESTS_MAX: usize = 16;
+/// How long the storage may go without giving the next bytes.
+const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The fetches of one node.
 pub struct Fetches {
     storage: Arc<Storage>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
-    running: Mutex<HashMap<Digest, Fetch>>,
+    fill: Fill,
+    fill_requests: Semaphore,
+    read_requests: Semaphore,
+    /// Blobs that have readers, or are being fetched whole.
+    growing: Mutex<HashMap<Digest, Weak<Growing>>>,
+}
+
+/// The content of a blob.
+pub enum Content {
+    /// All of it, verified, in the local cache.
+    Cached(CachedBlob),
+    /// On its way.
+    Fetched(Box<Reader>),
 }
 
 impl Fetches {
     /// No fetch is running yet.
-    pub fn new(storage: Arc<Storage>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { storage, cache, metrics, running: Mutex::default() })
+    pub fn new(
+        storage: Arc<Storage>,
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+        fill: Fill,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            storage,
+            cache,
+            metrics,
+            fill,
+            fill_requests: Semaphore::new(FILL_REQUESTS_MAX),
+            read_requests: Semaphore::new(READ_REQUESTS_MAX),
+            growing: Mutex::default(),
+        })
     }
 
-    /// Opens a blob: from the cache, after a fetch if it is not there yet.
+    /// Opens a blob, which has `meta` if it is not in the cache: one of more than a block may
+    /// still be on its way.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when no node has published it, [`Error::Damaged`] when the storage
+    /// [`Error::NotFound`] when it is gone from the storage, [`Error::Damaged`] when the storage
     /// holds something else under its name.
-    pub async fn open(self: &Arc<Self>, digest: &Digest) -> Result<Arc<CachedBlob>> {
-        let (cache, name) = (Arc::clone(&self.cache), digest.clone());
-        if let Some(blob) = blocking(move || cache.open_blob(&name)).await? {
-            self.metrics.opened_cached();
-            return Ok(Arc::new(blob));
+    pub async fn open(self: &Arc<Self>, digest: &Digest, meta: BlobMeta) -> Result<Content> {
+        match self.open_cached(digest).await {
+            Ok(Some(blob)) => {
+                self.metrics.opened_cached();
+                return Ok(Content::Cached(blob));
+            }
+            Ok(None) => {}
+            Err(e) => tracing::warn!(%digest, "read from the shared storage instead: {e}"),
         }
-        let blob = self.join(digest).await?;
+        let content = self.fetch(digest, meta).await?;
         self.metrics.opened_fetched();
-        Ok(blob)
+        Ok(content)
     }
 
-    /// Waits for the fetch that is running, or starts one. It goes on when the caller does not
-    /// wait any more: others may.
-    async fn join(self: &Arc<Self>, digest: &Digest) -> Result<Arc<CachedBlob>> {
-        let fetch = {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(fetch) = running.get(digest) {
-                fetch.clone()
-            } else {
-                let fetch = Arc::clone(self).run(digest.clone()).boxed().shared();
-                tokio::spawn(fetch.clone());
-                running.insert(digest.clone(), fetch.clone());
-                fetch
+    async fn open_cached(&self, digest: &Digest) -> Result<Option<CachedBlob>> {
+        let (cache, digest) = (Arc::clone(&self.cache), digest.clone());
+        // A file that looks different than when it was verified is hashed here.
+        blocking(move || cache.open_blob(&digest)).await
+    }
+
+    async fn fetch(self: &Arc<Self>, digest: &Digest, meta: BlobMeta) -> Result<Content> {
+        let growing = match self.begin(digest, meta).await {
+            Ok(growing) => Some(growing),
+            Err(e @ Error::Disk { .. }) => {
+                tracing::warn!(%digest, "read without the local cache: {e}");
+                None
             }
+            Err(e) => return Err(e),
         };
-        fetch.await
-    }
-
-    async fn run(self: Arc<Self>, digest: Digest) -> Result<Arc<CachedBlob>> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        // A colon cannot be in the name of an ingest, so the two never meet.
-        let name = format!("fetch:{}", COUNTER.fetch_add(1, Ordering::Relaxed));
-        let outcome = self.fetch(&digest, &name).await;
-        if let Err(e) = &outcome {
-            let _ = std::fs::remove_file(self.cache.staging_path(&name));
-            match e {
-                Error::NotFound => {}
-                Error::Damaged(_) => {
-                    self.storage.mark_damaged(&digest);
-                    tracing::error!(%digest, "{e}; it counts as missing until it is published anew");
-                }
-                e => tracing::warn!(%digest, "cannot fetch from the shared storage: {e}"),
-            }
+        if let Some(growing) = &growing
+            && growing.is_whole()
+            && let Ok(Some(blob)) = self.open_cached(digest).await
+        {
+            return Ok(Content::Cached(blob));
         }
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
-        outcome
-    }
-
-    async fn fetch(&self, digest: &Digest, name: &str) -> Result<Arc<CachedBlob>> {
-        let meta = self.storage.stat_blob(digest).await?;
-        let cache = Arc::clone(&self.cache);
-        let room = blocking(move || cache.reserve(meta.size_bytes)).await?;
-        self.fill(digest, name, meta).await?;
-        let (cache, name, digest) = (Arc::clone(&self.cache), name.to_owned(), digest.clone());
-        blocking(move || cache.adopt(&name, &digest, meta.modified, room).map(Arc::new)).await
-    }
-
-    /// Writes the blob into a staged file, and checks it.
-    async fn fill(&self, digest: &Digest, name: &str, meta: BlobMeta) -> Result<()> {
-        let file = Arc::new(self.cache.stage(name)?);
-        let mut verifier = Verifier::new(digest.clone());
-        let mut parts = self.storage.stream_blob(digest, meta.size_bytes, CONNECTIONS);
-        loop {
-            let part = tokio::time::timeout(STALL_TIMEOUT, parts.next());
-            let Some(part) = part.await.map_err(|_| Error::TimedOut)?.transpose()? else { break };
-            self.metrics.fetched(part.len() as u64);
-            let file = Arc::clone(&file);
-            verifier = blocking(move || {
-                let written = file.write_all_at(&part, verifier.size_bytes());
-                written.map_err(|e| Error::disk("write a fetched range", e))?;
-                verifier.update(&part);
-                Ok(verifier)
-            })
-            .await?;
+        let uncached = Uncached::new(Arc::clone(self), digest.clone(), meta.size_bytes);
+        if growing.is_none() {
+            uncached.begin().await?;
         }
-        verifier.finish().map_err(Error::Damaged)
+        Ok(Content::Fetched(Box::new(Reader::new(growing, uncached, self.fill))))
+    }
+
+    /// The blob that is growing, or a new one, once its first block is there.
+    async fn begin(self: &Arc<Self>, digest: &Digest, meta: BlobMeta) -> Result<Arc<Growing>> {
+        let (this, digest) = (Arc::clone(self), digest.clone());
+        let growing = blocking(move || this.join(digest, meta)).await?;
+        growing.begin().await?;
+        Ok(growing)
+    }
+
+    fn join(self: &Arc<Self>, digest: Digest, meta: BlobMeta) -> Result<Arc<Growing>> {
+        let mut all = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = all.get(&digest).and_then(Weak::upgrade);
+        if let Some(growing) = &running
+            && !growing.has_failed()
+        {
+            return Ok(Arc::clone(growing));
+        }
+        let growing = Arc::new(Growing::new(Arc::clone(self), digest.clone(), meta)?);
+        all.insert(digest, Arc::downgrade(&growing));
+        // The last to let go of the failed one takes this lock, too.
+        drop(all);
+        drop(running);
+        Ok(growing)
+    }
+
+    /// Forgets blobs that nobody reads any more, and one that is whole.
+    fn leave(&self, growing: &Growing) {
+        let mut all = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_ours = |other: &Weak<Growing>| std::ptr::eq(other.as_ptr(), growing);
+        if all.get(&growing.digest).is_some_and(is_ours) {
+            all.remove(&growing.digest);
+        }
+    }
+
+    /// What is stored under `digest` is not that: it counts as missing until it is published anew.
+    fn mark_damaged(&self, digest: &Digest, error: &Error) {
+        self.storage.mark_damaged(digest);
+        tracing::error!(%digest, "{error}; it counts as missing until it is published anew");
     }
 }
 

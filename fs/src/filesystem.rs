@@ -11,20 +11,23 @@ use std::{
 };
 
 use bytes::Bytes;
+use larder_config::Fill;
 use larder_layout::{Digest, Directory, Entry, Link, Report, Repository, StagingId};
 use lru::LruCache;
 use serde_json::json;
 
 use crate::{
-    cache::{Cache, CachedBlob},
+    cache::Cache,
     error::{Error, Result},
-    fetch::Fetches,
-    ingest::{Ingest, Staged, StagedFile, Writer},
+    fetch::{Content, Fetches, blocking},
+    ingest::{Ingest, Staged, StagedFile},
     inodes::{Inodes, Node},
     links::Links,
     listing::{Listing, Listings},
     metrics::Metrics,
+    opened::Opened,
     store::{BlobMeta, Storage},
+    xattr,
 };
 
 /// Blobs never change and directories of the contract never go.
@@ -33,6 +36,8 @@ const IMMUTABLE: Duration = Duration::from_hours(24);
 const REPOSITORY: Duration = Duration::from_secs(60);
 /// What another node, or a write that we do not see, may change the next millisecond.
 const CHANGING: Duration = Duration::ZERO;
+/// NAME_MAX, which statvfs(3) tells too.
+pub const NAME_MAX_BYTES: usize = 255;
 /// How many repositories may be made with mkdir(2) before something is published in them.
 const MADE_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
@@ -79,23 +84,12 @@ pub enum Kind {
     Symlink,
 }
 
-/// An open file.
-pub enum Opened {
-    /// A whole blob on local disk.
-    Blob(Arc<CachedBlob>),
-    /// A file in `ingest/`, and the proof that it is open for writing, if it is.
-    Staged(Arc<StagedFile>, Option<Writer>),
-    /// A report, made up when it was opened.
-    Report(Bytes),
-    /// A directory.
-    Directory(Box<tokio::sync::Mutex<Listing>>),
-}
-
 impl Filesystem {
     /// A filesystem over `storage` and `cache`; `config` is what `.larder/config` shows.
-    pub fn new(storage: Arc<Storage>, cache: Arc<Cache>, config: String) -> Self {
+    pub fn new(storage: Arc<Storage>, cache: Arc<Cache>, fill: Fill, config: String) -> Self {
         let metrics = Arc::new(Metrics::default());
-        let fetches = Fetches::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics));
+        let fetches =
+            Fetches::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics), fill);
         let ingest = Ingest::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics));
         Self {
             fetches,
@@ -138,7 +132,7 @@ impl Filesystem {
                     Some(meta) => meta,
                     None => self.stat_blob(&digest).await?,
                 };
-                blob_attributes(self.inodes.remember(Node::Blob(digest)), meta)
+                blob_attributes(self.inodes.remember_blob(digest, meta), meta)
             }
             Entry::Link(link) => {
                 let digest = self.links.read(&link).await?;
@@ -157,16 +151,27 @@ impl Filesystem {
         })
     }
 
-    /// The kernel has forgotten that it was told of an inode `lookups` times.
-    pub fn forget(&self, number: u64, lookups: u64) {
-        self.inodes.forget(number, lookups);
+    /// The kernel has forgotten that it was told of an inode `lookups` times. Tells whether that is
+    /// all of them: then it will not name the inode again.
+    pub fn forget(&self, number: u64, lookups: u64) -> bool {
+        self.inodes.forget(number, lookups)
+    }
+
+    /// How much the local cache may hold.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.usage().limit_bytes
+    }
+
+    /// A blob of the cache was opened without [`Filesystem::open`].
+    pub fn count_opened(&self) {
+        self.metrics.opened_cached();
     }
 
     /// What stat(2) tells of an inode.
     pub async fn getattr(&self, number: u64) -> Result<Attributes> {
         match self.inodes.node(number)? {
             Node::Directory(directory) => Ok(self.attributes_of_directory(number, &directory)),
-            Node::Blob(digest) => Ok(blob_attributes(number, self.stat_blob(&digest).await?)),
+            Node::Blob(_) => Ok(blob_attributes(number, self.inodes.blob(number)?)),
             Node::Link(link, digest) => {
                 Ok(self.symlink_attributes(number, target_bytes(&link, &digest)))
             }
@@ -187,7 +192,7 @@ impl Filesystem {
         let Node::Staged(_) = self.inodes.node(number)? else { return Err(Error::ReadOnly) };
         if let Some(size_bytes) = size_bytes {
             let staged = self.inodes.staged(number)?;
-            staged.file.set_len(size_bytes).map_err(|e| Error::disk("truncate an ingest", e))?;
+            blocking(move || staged.truncate(size_bytes)).await?;
         }
         self.getattr(number).await
     }
@@ -203,21 +208,23 @@ impl Filesystem {
         }
     }
 
-    /// Opens a file. A blob that is not in the local cache is fetched first.
+    /// Opens a file. A blob that is not in the local cache is fetched while it is read.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] when anything published is to be written.
     pub async fn open(&self, number: u64, for_writing: bool) -> Result<Opened> {
         match self.inodes.node(number)? {
-            Node::Staged(_) => {
-                let staged = self.inodes.staged(number)?;
-                let writer = for_writing.then(|| staged.writer());
-                Ok(Opened::Staged(staged, writer))
-            }
+            Node::Staged(_) => Ok(Opened::Staged(self.inodes.staged(number)?)),
             Node::Directory(_) => Err(Error::IsDirectory),
             Node::Link(..) | Node::StagedLink(..) => Err(Error::Invalid("a symbolic link")),
             Node::Blob(_) | Node::Report(_) if for_writing => Err(Error::ReadOnly),
-            Node::Blob(digest) => Ok(Opened::Blob(self.fetches.open(&digest).await?)),
+            Node::Blob(digest) => {
+                let meta = self.inodes.blob(number)?;
+                Ok(match self.fetches.open(&digest, meta).await? {
+                    Content::Cached(blob) => Opened::Blob(Arc::new(blob)),
+                    Content::Fetched(reader) => Opened::Fetched(reader),
+                })
+            }
             Node::Report(report) => Ok(Opened::Report(self.report(report))),
         }
     }
@@ -240,9 +247,8 @@ impl Filesystem {
     pub fn create(&self, parent: u64, name: &OsStr) -> Result<(Attributes, Opened)> {
         let Entry::Staged(id) = self.new_name(parent, name)? else { return Err(Error::ReadOnly) };
         let staged = self.ingest.create(&id)?;
-        let writer = staged.writer();
         let attributes = self.staged_attributes(id, Arc::clone(&staged))?;
-        Ok((attributes, Opened::Staged(staged, Some(writer))))
+        Ok((attributes, Opened::Staged(staged)))
     }
 
     /// Creates a symlink in `ingest/`, to be published as a tag or a membership.
@@ -276,10 +282,10 @@ impl Filesystem {
     ///
     /// # Errors
     /// [`Error::ReadOnly`] for anything published.
-    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
+    pub async fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
         let Entry::Staged(id) = self.child(parent, name)? else { return Err(Error::ReadOnly) };
         self.release_name(&id);
-        self.ingest.remove(&id)
+        self.ingest.remove(&id).await
     }
 
     /// Publishes what is staged: a file as a blob, a symlink as a tag or a membership. It returns
@@ -292,11 +298,15 @@ impl Filesystem {
         let staged = self.ingest.get(&id).ok_or(Error::NotFound)?;
         match (staged, self.new_name(to.0, to.1)?) {
             (Staged::File(file), Entry::Blob(digest)) => {
-                self.ingest.commit(&id, file, &digest).await?;
+                let keeping = self.ingest.commit(&id, file, &digest).await?;
+                self.release_name(&id);
+                // So that whoever opens it next finds it in the cache.
+                let _ = keeping.await;
             }
             (Staged::Link(digest), Entry::Link(link)) => {
                 self.links.publish(&link, &digest).await?;
-                self.ingest.remove(&id)?;
+                self.ingest.remove(&id).await?;
+                self.release_name(&id);
             }
             (_, Entry::Directory(_) | Entry::Report(_) | Entry::Staged(_)) => {
                 return Err(Error::ReadOnly);
@@ -305,7 +315,6 @@ impl Filesystem {
                 return Err(Error::Invalid("files are published as blobs, symlinks as links"));
             }
         }
-        self.release_name(&id);
         Ok(())
     }
 
@@ -322,6 +331,30 @@ impl Filesystem {
         }
     }
 
+    /// The value of an extended attribute, which only blobs have.
+    ///
+    /// # Errors
+    /// [`Error::NoAttribute`]
+    pub fn xattr(&self, number: u64, name: &OsStr) -> Result<String> {
+        let Node::Blob(digest) = self.inodes.node(number)? else { return Err(Error::NoAttribute) };
+        let name = name.to_str().ok_or(Error::NoAttribute)?;
+        xattr::value(&self.cache, &digest, self.inodes.blob(number)?, name)
+    }
+
+    /// The names of the extended attributes, as listxattr(2) has them.
+    pub fn xattr_names(&self, number: u64) -> Result<String> {
+        let Node::Blob(digest) = self.inodes.node(number)? else { return Ok(String::new()) };
+        Ok(xattr::names(&self.cache, &digest, self.inodes.blob(number)?))
+    }
+
+    /// The blob of this inode is another file now, which those who have it open keep: from the next
+    /// lookup on it has another inode.
+    pub fn renew(&self, number: u64) {
+        if let Ok(node @ Node::Blob(_)) = self.inodes.node(number) {
+            self.inodes.release_name(&node);
+        }
+    }
+
     /// The disk that the cache is on.
     pub fn disk(&self) -> Result<nix::sys::statvfs::Statvfs> {
         nix::sys::statvfs::statvfs(self.cache.directory())
@@ -332,6 +365,9 @@ impl Filesystem {
         let Node::Directory(directory) = self.inodes.node(parent)? else {
             return Err(Error::NotDirectory);
         };
+        if name.len() > NAME_MAX_BYTES {
+            return Err(Error::NameTooLong);
+        }
         name.to_str().and_then(|name| directory.child(name)).ok_or(Error::NotFound)
     }
 

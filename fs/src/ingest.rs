@@ -1,34 +1,31 @@
 //! `ingest/`: staging, and the way of a staged file into the shared storage.
 //!
-//! A file is read once when it is published. Each piece is hashed and sent, and the upload is
-//! completed only when the digest is right, so nothing wrong is ever visible to another node.
+//! What is written is hashed as it comes. When the name of the file tells its digest
+//! ([`StagingId::digest`]), a large one is uploaded while it comes, in parts, and all that `rename`
+//! has to do is to complete the upload; nothing wrong is ever visible to another node. A file that
+//! was not written from its beginning to its end, or whose name tells nothing, is read, hashed and
+//! sent when it is published ([`staged`], [`send`]).
+
+mod send;
+mod staged;
 
 use std::{
     collections::HashMap,
-    fs::File,
-    os::unix::fs::FileExt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
-use bytes::Bytes;
-use larder_layout::{Digest, StagingId, Verifier};
-use tokio::sync::watch;
+use larder_layout::{Digest, StagingId};
+use tokio::task::JoinHandle;
 
+pub use self::staged::StagedFile;
 use crate::{
     cache::Cache,
     error::{Error, Result},
-    fetch::blocking,
     metrics::Metrics,
-    store::{PART_BYTES, Storage},
+    store::Storage,
 };
 
-/// How many parts of a blob are sent at a time.
-const CONNECTIONS: usize = 4;
-/// An upload may take this long, and a second more for each MiB.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// The kernel reports that a file was closed a moment after `close(2)` returned.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many files and symlinks may be staged at a time.
 const STAGED_MAX: usize = 10_000;
 
@@ -39,38 +36,6 @@ pub enum Staged {
     File(Arc<StagedFile>),
     /// A symlink to a blob, that may become a tag or a membership.
     Link(Digest),
-}
-
-/// A file in `ingest/`, and how many writers it has.
-pub struct StagedFile {
-    /// The file on local disk. It stays readable for whoever has it open, also after it was
-    /// published.
-    pub file: File,
-    writers: watch::Sender<usize>,
-}
-
-impl StagedFile {
-    /// Counts a writer until it is dropped.
-    pub fn writer(self: &Arc<Self>) -> Writer {
-        self.writers.send_modify(|writers| *writers += 1);
-        Writer(Arc::clone(self))
-    }
-
-    /// Whether all writers are gone, after a moment's wait.
-    async fn is_closed(&self) -> bool {
-        let mut writers = self.writers.subscribe();
-        let closed = writers.wait_for(|&writers| writers == 0);
-        tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_ok()
-    }
-}
-
-/// Someone who has a staged file open for writing.
-pub struct Writer(Arc<StagedFile>);
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.0.writers.send_modify(|writers| *writers -= 1);
-    }
 }
 
 /// The way in, for one node.
@@ -104,8 +69,7 @@ impl Ingest {
     /// staged already.
     pub fn create(&self, id: &StagingId) -> Result<Arc<StagedFile>> {
         let mut staged = self.vacant(id)?;
-        let file = self.cache.stage(id.as_str())?;
-        let file = Arc::new(StagedFile { file, writers: watch::Sender::new(0) });
+        let file = Arc::new(StagedFile::create(&self.storage, &self.cache, id)?);
         staged.insert(id.clone(), Staged::File(Arc::clone(&file)));
         Ok(file)
     }
@@ -119,20 +83,26 @@ impl Ingest {
         Ok(())
     }
 
-    /// Removes a name. Whoever has the file open keeps it.
+    /// Removes a name. Whoever has the file open keeps it; what of it was uploaded is taken back.
     ///
     /// # Errors
     /// [`Error::NotFound`]
-    pub fn remove(&self, id: &StagingId) -> Result<()> {
-        match self.staged().remove(id) {
-            Some(Staged::File(_)) => self.remove_file(id),
+    pub async fn remove(&self, id: &StagingId) -> Result<()> {
+        let removed = self.staged().remove(id);
+        match removed {
+            Some(Staged::File(file)) => {
+                let removed = self.remove_file(id);
+                file.discard().await;
+                removed
+            }
             Some(Staged::Link(_)) => Ok(()),
             None => Err(Error::NotFound),
         }
     }
 
     /// Publishes a staged file under `digest`. When this returns, the blob is durable and every
-    /// node can read it, and the staged name is gone.
+    /// node can read it, and the staged name is gone; the local cache may still be taking it in,
+    /// which is there to be waited for.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when the content does not hash to `digest`; then, as after any other
@@ -142,99 +112,20 @@ impl Ingest {
         id: &StagingId,
         staged: Arc<StagedFile>,
         digest: &Digest,
-    ) -> Result<()> {
-        let is_closed = staged.is_closed().await;
-        let size_bytes =
-            staged.file.metadata().map_err(|e| Error::disk("stat an ingest", e))?.len();
+    ) -> Result<JoinHandle<()>> {
+        let (seal, size_bytes) = staged.seal()?;
         self.send(&staged, digest, size_bytes).await?;
+        // From here on nobody who is interrupted leaves half of it done.
+        seal.keep();
         self.metrics.ingested(size_bytes);
         self.staged().remove(id);
-        // Whoever still writes would change the cached blob: then the next reader fetches it.
-        let kept = if is_closed { self.keep(id, digest).await } else { self.remove_file(id) };
-        if let Err(e) = kept {
-            tracing::warn!(%digest, "published, but not kept in the local cache: {e}");
-        }
-        Ok(())
-    }
-
-    async fn send(&self, staged: &Arc<StagedFile>, digest: &Digest, size_bytes: u64) -> Result<()> {
-        match self.storage.stat_blob(digest).await {
-            Ok(meta) => {
-                self.verify(staged, digest, size_bytes).await?;
-                if meta.size_bytes == size_bytes {
-                    return Ok(());
-                }
-                self.storage.mark_damaged(digest);
-            }
-            Err(Error::NotFound) => {}
-            Err(e) => return Err(e),
-        }
-        if size_bytes <= PART_BYTES {
-            let (verifier, content) =
-                read_and_hash(staged, Verifier::new(digest.clone()), size_bytes).await?;
-            verifier.finish()?;
-            self.storage.remove_if_damaged(digest).await?;
-            return self.storage.put_blob(digest, content).await;
-        }
-        let timeout = UPLOAD_TIMEOUT + Duration::from_secs(size_bytes >> 20);
-        self.send_in_parts(staged, digest, size_bytes, timeout).await
-    }
-
-    /// Another node has published the same blob: when it is whole, nothing has to be sent.
-    async fn verify(
-        &self,
-        staged: &Arc<StagedFile>,
-        digest: &Digest,
-        size_bytes: u64,
-    ) -> Result<()> {
-        let mut verifier = Verifier::new(digest.clone());
-        while verifier.size_bytes() < size_bytes {
-            (verifier, _) = read_and_hash(staged, verifier, size_bytes).await?;
-        }
-        Ok(verifier.finish()?)
-    }
-
-    async fn send_in_parts(
-        &self,
-        staged: &Arc<StagedFile>,
-        digest: &Digest,
-        size_bytes: u64,
-        timeout: Duration,
-    ) -> Result<()> {
-        let mut upload = self.storage.upload_blob(digest, size_bytes).await?;
-        let sending = async {
-            let mut verifier = Verifier::new(digest.clone());
-            while verifier.size_bytes() < size_bytes {
-                let part;
-                (verifier, part) = read_and_hash(staged, verifier, size_bytes).await?;
-                upload.write(part, CONNECTIONS).await?;
-            }
-            verifier.finish()?;
-            self.storage.remove_if_damaged(digest).await
-        };
-        let outcome = tokio::time::timeout(timeout, sending).await;
-        match outcome.unwrap_or(Err(Error::TimedOut)) {
-            Ok(()) => upload.complete().await,
-            Err(e) => {
-                if let Err(abort) = upload.abort().await {
-                    tracing::warn!(%digest, "parts of an upload that failed are left over: {abort}");
-                }
-                Err(e)
-            }
-        }
-    }
-
-    async fn keep(&self, id: &StagingId, digest: &Digest) -> Result<()> {
         let (cache, digest, id) = (Arc::clone(&self.cache), digest.clone(), id.to_string());
-        blocking(move || {
-            let staged = cache.staging_path(&id);
-            let size_bytes = staged.metadata().map_err(|e| Error::disk("stat an ingest", e))?.len();
-            let room = cache.reserve(size_bytes).inspect_err(|_| {
-                let _ = std::fs::remove_file(staged);
-            })?;
-            cache.adopt(&id, &digest, SystemTime::now(), room).map(drop)
-        })
-        .await
+        Ok(tokio::task::spawn_blocking(move || {
+            let Some(room) = staged.take_room() else { return };
+            if let Err(e) = cache.adopt(&id, &digest, SystemTime::now(), room) {
+                tracing::warn!(%digest, "published, but not kept in the local cache: {e}");
+            }
+        }))
     }
 
     fn remove_file(&self, id: &StagingId) -> Result<()> {
@@ -258,22 +149,4 @@ impl Ingest {
     fn staged(&self) -> MutexGuard<'_, HashMap<StagingId, Staged>> {
         self.staged.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Reads and hashes the next part of a file that is to have `size_bytes`.
-async fn read_and_hash(
-    staged: &Arc<StagedFile>,
-    mut verifier: Verifier,
-    size_bytes: u64,
-) -> Result<(Verifier, Bytes)> {
-    let staged = Arc::clone(staged);
-    blocking(move || {
-        let offset = verifier.size_bytes();
-        let mut part = vec![0; (size_bytes - offset).min(PART_BYTES) as usize];
-        let read = staged.file.read_exact_at(&mut part, offset);
-        read.map_err(|e| Error::disk("read an ingest", e))?;
-        verifier.update(&part);
-        Ok((verifier, Bytes::from(part)))
-    })
-    .await
 }

@@ -13,6 +13,7 @@ use larder_layout::{Digest, Directory, Link, Report, StagingId};
 use crate::{
     error::{Error, Result},
     ingest::StagedFile,
+    store::BlobMeta,
 };
 
 /// The number of the root directory, fixed by the FUSE protocol.
@@ -46,16 +47,25 @@ struct Table {
 
 struct Inode {
     node: Node,
-    staged: Option<Arc<StagedFile>>,
+    content: Content,
     /// How often the kernel was told of it, and has not forgotten it yet.
     lookups: u64,
+}
+
+/// What is known of a file besides its name.
+#[derive(Clone)]
+enum Content {
+    None,
+    /// Immutable: nobody has to be asked again.
+    Blob(BlobMeta),
+    Staged(Arc<StagedFile>),
 }
 
 impl Default for Inodes {
     /// Only the root.
     fn default() -> Self {
         let node = Node::Directory(Directory::Root);
-        let root = Inode { node: node.clone(), staged: None, lookups: 1 };
+        let root = Inode { node: node.clone(), content: Content::None, lookups: 1 };
         Self(Mutex::new(Table {
             by_number: HashMap::from([(ROOT, root)]),
             by_node: HashMap::from([(node, ROOT)]),
@@ -67,21 +77,26 @@ impl Default for Inodes {
 impl Inodes {
     /// The number of `node`, new or old, which the kernel is about to be told.
     pub fn remember(&self, node: Node) -> u64 {
-        self.table().remember(node, None)
+        self.table().remember(node, Content::None)
+    }
+
+    /// The same for a blob that was found.
+    pub fn remember_blob(&self, digest: Digest, meta: BlobMeta) -> u64 {
+        self.table().remember(Node::Blob(digest), Content::Blob(meta))
     }
 
     /// The same for a file that was just created in `ingest/`.
     pub fn remember_staged(&self, id: StagingId, file: Arc<StagedFile>) -> u64 {
-        self.table().remember(Node::Staged(id), Some(file))
+        self.table().remember(Node::Staged(id), Content::Staged(file))
     }
 
-    /// The kernel has forgotten `lookups` of the times it was told.
-    pub fn forget(&self, number: u64, lookups: u64) {
+    /// The kernel has forgotten `lookups` of the times it was told. Tells whether that is all.
+    pub fn forget(&self, number: u64, lookups: u64) -> bool {
         let mut table = self.table();
-        let Some(inode) = table.by_number.get_mut(&number) else { return };
+        let Some(inode) = table.by_number.get_mut(&number) else { return false };
         inode.lookups = inode.lookups.saturating_sub(lookups);
         if inode.lookups > 0 || number == ROOT {
-            return;
+            return false;
         }
         // A name in ingest/ may have been given to a newer inode.
         if let Some(inode) = table.by_number.remove(&number)
@@ -89,6 +104,7 @@ impl Inodes {
         {
             table.by_node.remove(&inode.node);
         }
+        true
     }
 
     /// What a number stands for.
@@ -102,9 +118,18 @@ impl Inodes {
 
     /// The file behind an inode in `ingest/`.
     pub fn staged(&self, number: u64) -> Result<Arc<StagedFile>> {
-        let table = self.table();
-        let staged = table.by_number.get(&number).and_then(|inode| inode.staged.clone());
-        staged.ok_or(Error::NotFound)
+        match self.table().by_number.get(&number).map(|inode| &inode.content) {
+            Some(Content::Staged(file)) => Ok(Arc::clone(file)),
+            _ => Err(Error::NotFound),
+        }
+    }
+
+    /// Size and age of a blob.
+    pub fn blob(&self, number: u64) -> Result<BlobMeta> {
+        match self.table().by_number.get(&number).map(|inode| &inode.content) {
+            Some(Content::Blob(meta)) => Ok(*meta),
+            _ => Err(Error::NotFound),
+        }
     }
 
     /// Frees a name in `ingest/` for another file; the inode lives on while the kernel knows it.
@@ -119,7 +144,7 @@ impl Inodes {
 }
 
 impl Table {
-    fn remember(&mut self, node: Node, staged: Option<Arc<StagedFile>>) -> u64 {
+    fn remember(&mut self, node: Node, content: Content) -> u64 {
         if let Some(&number) = self.by_node.get(&node)
             && let Some(inode) = self.by_number.get_mut(&number)
         {
@@ -129,7 +154,7 @@ impl Table {
         let number = self.next;
         self.next += 1;
         self.by_node.insert(node.clone(), number);
-        self.by_number.insert(number, Inode { node, staged, lookups: 1 });
+        self.by_number.insert(number, Inode { node, content, lookups: 1 });
         number
     }
 }

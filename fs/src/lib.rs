@@ -14,4 +14,6 @@ pub mod inodes;
 pub mod links;
 pub mod listing;
 pub mod metrics;
+pub mod opened;
 pub mod store;
+pub mod xattr;

@@ -20,7 +20,10 @@ use larder_fs::{
 };
 use nix::{
     mount::{MntFlags, umount, umount2},
-    sys::stat::{Mode, umask},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        stat::{Mode, umask},
+    },
 };
 use tokio::{
     runtime::Runtime,
@@ -46,14 +49,14 @@ pub fn run(config: &Config, mountpoint: &Path, options: &Options) -> ExitCode {
     for note in &config.notes {
         tracing::info!("{note}");
     }
-    let filesystem = match prepare(config, mountpoint) {
-        Ok(filesystem) => filesystem,
+    let (filesystem, storage) = match prepare(config, mountpoint) {
+        Ok(prepared) => prepared,
         Err(mistake) => {
             eprintln!("larder-fs: {mistake}");
             return ExitCode::from(EXIT_CODE);
         }
     };
-    match serve(config, filesystem, mountpoint, options) {
+    match serve(config, filesystem, storage, mountpoint, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{}: {e}", mountpoint.display());
@@ -63,17 +66,19 @@ pub fn run(config: &Config, mountpoint: &Path, options: &Options) -> ExitCode {
 }
 
 /// Everything that can be wrong with the configuration, before anything is mounted.
-fn prepare(config: &Config, mountpoint: &Path) -> Result<Filesystem, String> {
+fn prepare(config: &Config, mountpoint: &Path) -> Result<(Filesystem, Arc<Storage>), String> {
     // What is published is for every node to read, and for registries, whatever user they run as.
     umask(Mode::from_bits_truncate(0o022));
+    raise_open_files();
     free_mountpoint(mountpoint)?;
-    let storage = Storage::new(store::open(&config.storage)?);
+    let storage = Arc::new(Storage::new(store::open(&config.storage)?));
     let cache = Cache::open(&config.cache)?;
     let Usage { blobs, used_bytes, limit_bytes, .. } = cache.usage();
     tracing::info!(blobs, used_bytes, limit_bytes, "local cache");
     // The Debug of a configuration shows no secret.
     let report = format!("{:#?}\n{:#?}\n", config.storage, config.cache);
-    Ok(Filesystem::new(Arc::new(storage), cache, report))
+    let filesystem = Filesystem::new(Arc::clone(&storage), cache, config.cache.fill, report);
+    Ok((filesystem, storage))
 }
 
 /// Asks the storage whether it is fit to be mounted. One that is down now does not keep us from
@@ -93,6 +98,15 @@ async fn examine(config: &Config, options: &Options) -> io::Result<()> {
             "{reason} (larder-fs check says more; --allow-inconsistent-storage mounts it anyhow)"
         ))),
         Readiness::Unfit(reason) => Err(io::Error::other(reason)),
+    }
+}
+
+/// Takes what the system allows: every open blob is an open file, and so are those kept open.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(e) = raised {
+        tracing::warn!("few files can be open: {e}");
     }
 }
 
@@ -125,11 +139,13 @@ fn free_mountpoint(mountpoint: &Path) -> Result<(), String> {
 fn serve(
     config: &Config,
     filesystem: Filesystem,
+    storage: Arc<Storage>,
     mountpoint: &Path,
     options: &Options,
 ) -> io::Result<()> {
     let runtime = Runtime::new()?;
     runtime.block_on(examine(config, options))?;
+    runtime.spawn(store::sweep_hourly(storage));
     let handle = runtime.handle().clone();
     let session = fuse::mount(filesystem, mountpoint, options.allow_other, handle)?;
     let (send_end, mut end) = oneshot::channel();

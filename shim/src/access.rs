@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -12,15 +13,14 @@ use std::{
     time::Instant,
 };
 
-use axum::{
-    body::{Body, HttpBody},
-    http::{Request, header},
-    response::Response,
-};
 use bytes::Bytes;
-use hyper::body::{Frame, SizeHint};
+use hyper::{
+    Request, Response,
+    body::{Body, Frame, SizeHint},
+    header,
+};
 
-use crate::answer::Source;
+use crate::{answer::Source, body::Outgoing};
 
 /// The target of the lines, by which the configuration turns them off.
 pub const TARGET: &str = "access";
@@ -63,10 +63,10 @@ impl Line {
     }
 
     /// Follows an answer to its end.
-    pub fn follow(mut self, response: Response) -> Response {
+    pub fn follow(mut self, response: Response<Outgoing>) -> Response<Followed> {
         self.status = response.status().as_u16();
         self.source = response.extensions().get().copied();
-        response.map(|body| Body::new(Followed { body, line: self }))
+        response.map(|body| Followed { body, line: self })
     }
 }
 
@@ -88,19 +88,29 @@ impl Drop for Line {
 }
 
 /// A body that counts what the connection takes of it.
-struct Followed {
-    body: Body,
+pub struct Followed {
+    body: Outgoing,
     line: Line,
 }
 
-impl HttpBody for Followed {
+impl Drop for Followed {
+    fn drop(&mut self) {
+        // hyper has what a whole answer consists of before it is sent; of one that is cut, what
+        // was not sent is known.
+        if !self.body.is_end_stream() {
+            self.line.sent_bytes -= self.body.unsent_bytes().min(self.line.sent_bytes);
+        }
+    }
+}
+
+impl Body for Followed {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         match &frame {
             Some(Ok(frame)) => {

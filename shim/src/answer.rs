@@ -2,17 +2,20 @@
 
 use std::ops::Range;
 
-use axum::{
-    body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
-    response::Response,
+use hyper::{
+    HeaderMap, Method, StatusCode,
+    header::{self, HeaderName, HeaderValue},
 };
 use larder_layout::Digest;
 
 use crate::{
+    body::Body,
     error::Error,
     range::{Selection, select},
 };
+
+/// An answer of the registry.
+pub type Response = hyper::Response<Body>;
 
 /// The digest of what is answered with.
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");

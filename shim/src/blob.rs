@@ -1,15 +1,17 @@
 //! `/v2/<name>/blobs/<digest>`
 
-use std::{io, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
-use axum::{body::Body, http::HeaderValue, response::Response};
+use bytes::Bytes;
+use hyper::header::HeaderValue;
 use larder_layout::{Digest, Membership, Repository};
 
 use crate::{
-    answer::{Conditions, Representation, Source},
-    body,
-    content::{Blob, Content},
+    answer::{Conditions, Representation, Response, Source},
+    body::Body,
+    content::{Blob, Opened},
     error::Error,
+    outbox::FileRange,
     pull::Pull,
     shim::{PullThrough, Shim},
 };
@@ -27,9 +29,9 @@ pub async fn answer(
     digest: &Digest,
     conditions: &Conditions,
 ) -> Result<Response, Error> {
-    let cached = cached(&shim.content, repository, digest).await;
+    let cached = shim.content.open_member(repository, &MEMBERSHIPS, digest).await;
     let through = match (cached, &shim.through) {
-        (Ok(Some(blob)), _) => return from_content(&shim.content, digest, blob, conditions),
+        (Ok(Some(blob)), _) => return from_content(digest, blob, conditions),
         (_, Some(through)) => through,
         (Ok(None), None) => return Err(Error::Blob(digest.clone())),
         (Err(error), None) => return Err(Error::Storage(error.to_string())),
@@ -41,30 +43,26 @@ pub async fn answer(
     from_pull(&pull, digest, conditions)
 }
 
-/// A blob that the directory has, and has in this repository.
-async fn cached(
-    content: &Content,
-    repository: &Repository,
-    digest: &Digest,
-) -> io::Result<Option<Blob>> {
-    if !content.is_member(repository, &MEMBERSHIPS, digest).await? {
-        return Ok(None);
-    }
-    content.open(digest).await
-}
-
 fn from_content(
-    content: &Content,
     digest: &Digest,
-    blob: Blob,
+    opened: Opened,
     conditions: &Conditions,
 ) -> Result<Response, Error> {
-    let size_bytes = blob.size_bytes;
+    let size_bytes = opened.size_bytes();
     let representation = representation(digest, Some(size_bytes), Source::Content);
     conditions.answer(&representation, |range| {
         let range = range.unwrap_or(0..size_bytes);
-        Body::from_stream(body::read(content.calls().clone(), blob.file, range))
+        match opened {
+            Opened::Small(content) => Body::Memory(part(&content, range)),
+            Opened::Large(Blob { file, .. }) => Body::File(FileRange { file, range }),
+        }
     })
+}
+
+/// A range that was made to fit.
+fn part(content: &Bytes, range: Range<u64>) -> Bytes {
+    let index = |offset| usize::try_from(offset).unwrap_or(usize::MAX);
+    content.slice(index(range.start)..index(range.end))
 }
 
 fn from_pull(
@@ -73,7 +71,7 @@ fn from_pull(
     conditions: &Conditions,
 ) -> Result<Response, Error> {
     let representation = representation(digest, pull.size_bytes(), Source::Pull);
-    conditions.answer(&representation, |range| Body::from_stream(pull.read(range)))
+    conditions.answer(&representation, |range| Body::stream(pull.read(range)))
 }
 
 /// The headers of a blob that is not in the directory, without pulling it.

@@ -1,26 +1,124 @@
-//! The content of a file as the body of an answer.
+//! The body of an answer, from where it is made to its connection.
 
-use std::{fs::File, io, ops::Range, sync::Arc};
+use std::{
+    io,
+    ops::Range,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream::BoxStream};
+use hyper::body::{Frame, SizeHint};
 
-use crate::calls::Calls;
+use crate::{
+    calls::Calls,
+    outbox::{FileRange, MARKER_MAX_BYTES, Outbox},
+};
 
 /// How much of a file is read at once.
 pub const PIECE_BYTES: u64 = 1 << 20;
 
-/// The bytes of `range`, read one piece ahead of the client. A file that turns out shorter ends
+/// What an answer has for a body.
+pub enum Body {
+    /// What is in memory, perhaps nothing.
+    Memory(Bytes),
+    /// A part of a file of the directory. How it is sent is the connection's business.
+    File(FileRange),
+    /// What comes as it comes.
+    Stream(BoxStream<'static, io::Result<Bytes>>),
+}
+
+/// A body on its way to hyper.
+pub enum Outgoing {
+    /// What is in memory.
+    Memory(Bytes),
+    /// A file that the connection sends by itself.
+    File(FileRange, Arc<Outbox>),
+    /// What comes as it comes.
+    Stream(BoxStream<'static, io::Result<Bytes>>),
+}
+
+impl Body {
+    /// No body.
+    pub fn empty() -> Self {
+        Self::Memory(Bytes::new())
+    }
+
+    /// What comes as it comes.
+    pub fn stream(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        Self::Stream(stream.boxed())
+    }
+
+    /// Sends it over a connection, through its outbox if it has one.
+    pub fn send(self, outbox: Option<&Arc<Outbox>>, calls: &Calls) -> Outgoing {
+        match (self, outbox) {
+            (Self::Memory(bytes), _) => Outgoing::Memory(bytes),
+            (Self::File(range), Some(outbox)) => Outgoing::File(range, Arc::clone(outbox)),
+            (Self::File(range), None) => Outgoing::Stream(read(calls.clone(), range).boxed()),
+            (Self::Stream(stream), _) => Outgoing::Stream(stream),
+        }
+    }
+}
+
+impl Outgoing {
+    /// How much of what hyper has taken was not sent, and will not be.
+    pub fn unsent_bytes(&self) -> u64 {
+        match self {
+            Self::File(_, outbox) => outbox.size_bytes(),
+            Self::Memory(_) | Self::Stream(_) => 0,
+        }
+    }
+}
+
+impl hyper::body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let next = match &mut *self {
+            Self::Memory(bytes) => {
+                (!bytes.is_empty()).then(|| Ok(Frame::data(std::mem::take(bytes))))
+            }
+            Self::File(range, outbox) => (range.len() > 0).then(|| {
+                let front = range.split_front(MARKER_MAX_BYTES as u64);
+                Ok(Frame::data(outbox.put(front)))
+            }),
+            Self::Stream(stream) => {
+                ready!(stream.poll_next_unpin(context)).map(|piece| piece.map(Frame::data))
+            }
+        };
+        Poll::Ready(next)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Memory(bytes) => bytes.is_empty(),
+            Self::File(range, _) => range.len() == 0,
+            Self::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Memory(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::File(range, _) => SizeHint::with_exact(range.len()),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// The bytes of a file, read one piece ahead of the client. A file that turns out shorter ends
 /// the stream with an error, so that the client sees a cut transfer.
-pub fn read(
-    calls: Calls,
-    file: Arc<File>,
-    range: Range<u64>,
-) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    let pieces = stream::iter(pieces(range));
+fn read(calls: Calls, from: FileRange) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    let pieces = futures_util::stream::iter(pieces(from.range));
     pieces
         .map(move |piece| {
-            let (calls, file) = (calls.clone(), Arc::clone(&file));
+            let (calls, file) = (calls.clone(), Arc::clone(&from.file));
             async move { calls.read(&file, piece).await }
         })
         .buffered(2)
@@ -44,7 +142,10 @@ mod tests {
     async fn a_file_that_is_shorter_than_it_was_ends_in_an_error() {
         let file = Arc::new(tempfile::tempfile().unwrap());
         file.set_len(PIECE_BYTES + 10).unwrap();
-        let read = |end| read(Calls::new("test"), Arc::clone(&file), 5..end).collect::<Vec<_>>();
+        let read = |end| {
+            let range = FileRange { file: Arc::clone(&file), range: 5..end };
+            read(Calls::new("test"), range).collect::<Vec<_>>()
+        };
 
         let pieces = read(PIECE_BYTES + 10).await;
         let sizes: Vec<_> = pieces.into_iter().map(|piece| piece.unwrap().len() as u64).collect();

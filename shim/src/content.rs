@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     hash::{BuildHasher, RandomState},
     io::{self, Read},
-    os::unix::fs::{OpenOptionsExt, symlink},
+    os::unix::fs::{FileExt, OpenOptionsExt, symlink},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -28,6 +28,8 @@ use crate::calls::{Calls, PIECE_DEADLINE};
 const NAME_DEADLINE: Duration = Duration::from_secs(10);
 /// The deadline of opening a blob, which a mount first fetches whole from the shared storage.
 const OPEN_DEADLINE: Duration = Duration::from_secs(120);
+/// Up to this size, the bytes of a blob are read when it is opened.
+const SMALL_MAX_BYTES: usize = 64 << 10;
 /// How slowly the storage may take a blob in before it counts as hanging.
 const PUBLISH_MIN_BYTES_PER_SECOND: u64 = 1 << 20;
 /// How long names are not asked for after a call ran into its deadline: without this pause every
@@ -60,6 +62,24 @@ pub struct Blob {
     pub file: Arc<File>,
     /// Its length when it was opened.
     pub size_bytes: u64,
+}
+
+/// A blob that was opened to be answered with.
+pub enum Opened {
+    /// All of it.
+    Small(Bytes),
+    /// What is too large for that.
+    Large(Blob),
+}
+
+impl Opened {
+    /// Its length when it was opened.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Small(content) => content.len() as u64,
+            Self::Large(blob) => blob.size_bytes,
+        }
+    }
 }
 
 /// A file in `ingest/` that is not published yet.
@@ -123,16 +143,51 @@ impl Content {
         .await
     }
 
+    /// Asks whether the directory answers, and has what it should.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn probe(&self) -> io::Result<()> {
+        let blobs = Entry::Directory(Directory::Blobs);
+        self.call(NAME_DEADLINE, move |root| fs::metadata(root.join(blobs.path())).map(drop)).await
+    }
+
     /// Opens a blob; `None` when there is none.
     ///
     /// # Errors
     /// The storage is in trouble.
     pub async fn open(&self, digest: &Digest) -> io::Result<Option<Blob>> {
         let entry = Entry::Blob(digest.clone());
+        let opened = self.call(OPEN_DEADLINE, move |root| open(&root.join(entry.path())));
+        found(opened.await)
+    }
+
+    /// Opens a blob that belongs to a repository, in one of these ways; `None` when there is none.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn open_member(
+        &self,
+        repository: &Repository,
+        memberships: &[Membership],
+        digest: &Digest,
+    ) -> io::Result<Option<Opened>> {
+        let entry = Entry::Blob(digest.clone());
+        let is_member = is_member(repository, memberships, digest);
+        // One call, because each costs a change of thread.
         let opened = self.call(OPEN_DEADLINE, move |root| {
-            let file = File::open(root.join(entry.path()))?;
-            let size_bytes = file.metadata()?.len();
-            Ok(Blob { file: Arc::new(file), size_bytes })
+            if !is_member(root)? {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            let blob = open(&root.join(entry.path()))?;
+            let Some(size) =
+                usize::try_from(blob.size_bytes).ok().filter(|size| *size <= SMALL_MAX_BYTES)
+            else {
+                return Ok(Opened::Large(blob));
+            };
+            let mut content = vec![0; size];
+            blob.file.read_exact_at(&mut content, 0)?;
+            Ok(Opened::Small(content.into()))
         });
         found(opened.await)
     }
@@ -160,10 +215,8 @@ impl Content {
     /// # Errors
     /// The storage is in trouble.
     pub async fn link(&self, link: Link) -> io::Result<Option<Digest>> {
-        let read = self.call(NAME_DEADLINE, move |root| {
-            let target = fs::read_link(root.join(Entry::Link(link).path()))?;
-            Link::digest_of_target(&target).ok_or_else(|| io::ErrorKind::InvalidData.into())
-        });
+        let read =
+            self.call(NAME_DEADLINE, move |root| read_link(&root.join(Entry::Link(link).path())));
         found(read.await)
     }
 
@@ -177,13 +230,7 @@ impl Content {
         memberships: &[Membership],
         digest: &Digest,
     ) -> io::Result<bool> {
-        for membership in memberships {
-            let link = Link::Member(repository.clone(), *membership, digest.clone());
-            if self.link(link).await?.as_ref() == Some(digest) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        self.call(NAME_DEADLINE, is_member(repository, memberships, digest)).await
     }
 
     /// The tags of a repository, in no order; `None` when it has no `_tags`.
@@ -202,12 +249,14 @@ impl Content {
         found(listed.await)
     }
 
-    /// Creates an empty file in `ingest/`.
+    /// Creates an empty file in `ingest/`, whose name tells the blob that it will be: so a mount
+    /// sends a large one on while it comes.
     ///
     /// # Errors
     /// The storage is in trouble.
-    pub async fn stage(&self) -> io::Result<Staged> {
-        let id = self.shared.staging_id()?;
+    pub async fn stage(&self, digest: &Digest) -> io::Result<Staged> {
+        let name = self.shared.staging_name();
+        let id = StagingId::of_blob(&name, digest).map_err(io::Error::other)?;
         self.call(NAME_DEADLINE, move |root| {
             let path = root.join(Entry::Staged(id.clone()).path());
             let writer = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path)?;
@@ -259,7 +308,7 @@ impl Content {
     /// # Errors
     /// The storage is in trouble.
     pub async fn publish_all(&self, content: Bytes, digest: &Digest) -> io::Result<()> {
-        let staged = self.stage().await?;
+        let staged = self.stage(digest).await?;
         let size_bytes = content.len() as u64;
         let writer = staged.writer()?;
         if let Err(error) = self.calls().write(writer, 0, content).await {
@@ -275,7 +324,7 @@ impl Content {
     /// The storage is in trouble.
     pub async fn publish_link(&self, link: Link, digest: &Digest) -> io::Result<()> {
         let target = link.target(digest);
-        let id = self.shared.staging_id()?;
+        let id: StagingId = self.shared.staging_name().parse().map_err(io::Error::other)?;
         self.call(PIECE_DEADLINE, move |root| {
             let path = root.join(Entry::Link(link).path());
             let staged = root.join(Entry::Staged(id).path());
@@ -318,9 +367,8 @@ impl Content {
 }
 
 impl Shared {
-    fn staging_id(&self) -> io::Result<StagingId> {
-        let count = self.staged.fetch_add(1, Ordering::Relaxed);
-        format!("{}-{count}", self.process).parse().map_err(io::Error::other)
+    fn staging_name(&self) -> String {
+        format!("{}-{}", self.process, self.staged.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -333,6 +381,36 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
 
 fn parent(path: &Path) -> io::Result<&Path> {
     path.parent().ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+fn open(path: &Path) -> io::Result<Blob> {
+    let file = File::open(path)?;
+    let size_bytes = file.metadata()?.len();
+    Ok(Blob { file: Arc::new(file), size_bytes })
+}
+
+/// The digest that the link at `path` names.
+fn read_link(path: &Path) -> io::Result<Digest> {
+    Link::digest_of_target(&fs::read_link(path)?).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// What tells whether a blob belongs to a repository, in one of these ways.
+fn is_member(
+    repository: &Repository,
+    memberships: &[Membership],
+    digest: &Digest,
+) -> impl Fn(&Path) -> io::Result<bool> + Send + use<> {
+    let of = |way: &Membership| Link::Member(repository.clone(), *way, digest.clone());
+    let links: Vec<_> = memberships.iter().map(of).map(|link| Entry::Link(link).path()).collect();
+    let digest = digest.clone();
+    move |root| {
+        for link in &links {
+            if found(read_link(&root.join(link)))?.as_ref() == Some(&digest) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// Only a missing name is a miss.
@@ -373,8 +451,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let content = Content::new(root.path());
         content.prepare().await.unwrap();
-        let running = content.stage().await.unwrap();
-        let abandoned = content.stage().await.unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let running = content.stage(&digest).await.unwrap();
+        let abandoned = content.stage(&digest).await.unwrap();
         let yesterday = SystemTime::now() - LEFTOVER_AGE;
         abandoned.file.set_modified(yesterday).unwrap();
 

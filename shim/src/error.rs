@@ -1,13 +1,12 @@
 //! What a client is told when it does not get what it asked for.
 
-use axum::{
-    body::Body,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+use hyper::{
+    StatusCode,
+    header::{self, HeaderValue},
 };
 use larder_layout::{Digest, DigestError, NameError, Repository};
 
-use crate::upstream::UpstreamError;
+use crate::{answer::Response, body::Body, upstream::UpstreamError};
 
 /// Why a request gets no content.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -151,18 +150,18 @@ impl From<DigestError> for Error {
     }
 }
 
-impl IntoResponse for Error {
+impl From<Error> for Response {
     /// Distribution's error body: `{"errors":[{"code":…,"message":…,"detail":…}]}`.
-    fn into_response(self) -> Response {
-        let Row(status, code, detail) = self.row();
+    fn from(error: Error) -> Self {
+        let Row(status, code, detail) = error.row();
         let body = serde_json::json!({
-            "errors": [{ "code": code, "message": self.to_string(), "detail": detail }]
+            "errors": [{ "code": code, "message": error.to_string(), "detail": detail }]
         });
-        let mut response = Response::new(Body::from(body.to_string()));
+        let mut response = Self::new(Body::Memory(body.to_string().into()));
         *response.status_mut() = status;
         let content_type = HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        response.headers_mut().extend(self.header());
+        response.headers_mut().extend(error.header());
         response
     }
 }

@@ -12,6 +12,8 @@ use crate::error::Error;
 pub enum Route {
     /// `/healthz`: whether this process lives.
     Health,
+    /// `/readyz`: whether it can serve, and from where.
+    Ready,
     /// `/v2/`: whether this is a registry.
     Base,
     /// `/v2/<name>/manifests/<reference>`
@@ -32,6 +34,7 @@ impl Route {
         let unknown = || Error::Path(path.to_owned());
         let rest = match path {
             "/healthz" => return Ok(Self::Health),
+            "/readyz" => return Ok(Self::Ready),
             "/v2" | "/v2/" => return Ok(Self::Base),
             _ => path.strip_prefix("/v2/").ok_or_else(unknown)?,
         };

@@ -12,11 +12,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    http::{HeaderMap, HeaderName, HeaderValue, Request},
-    response::{IntoResponse, Response},
+use hyper::{
+    HeaderMap, Request, Response,
+    body::Incoming,
+    header::{HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
 };
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::{GracefulShutdown, Watcher},
@@ -24,19 +26,21 @@ use hyper_util::{
 use larder_config::{Config, Http};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{interval, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    access,
+    access::{Followed, Line},
     content::Content,
+    outbox::Outbox,
     shim::Shim,
-    tls::{self, TlsMistake},
+    stream::{Socket, Stream},
+    tls::{LOOK_INTERVAL, Reloaded, TlsMistake},
     upstream::UpstreamMistake,
+    workers::Workers,
 };
 
 /// How many clients may be connected; others wait in the listener's queue.
@@ -56,7 +60,7 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 /// The registry, ready to be served.
 pub struct Server {
     registry: Arc<Registry>,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Reloaded>,
     drain_timeout: Duration,
 }
 
@@ -91,7 +95,7 @@ impl Server {
     /// What cannot work. A directory in trouble is none of that: it may heal.
     pub async fn new(config: &Config, root: &Path) -> Result<Self, Mistake> {
         let headers = headers(&config.http)?;
-        let tls = config.http.tls.as_ref().map(tls::acceptor).transpose()?;
+        let tls = config.http.tls.clone().map(Reloaded::new).transpose()?;
         let content = Content::new(root);
         match content.prepare().await {
             Ok(()) => {}
@@ -106,20 +110,28 @@ impl Server {
     }
 
     /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`.
-    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    pub async fn run(mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
+        let mut workers = match Workers::start() {
+            Ok(workers) => workers,
+            Err(error) => return tracing::error!(%error, "no thread can be started"),
+        };
+        let mut look = interval(LOOK_INTERVAL);
         tokio::pin!(shutdown);
         loop {
             let has_room = connections.len() < CONNECTIONS_MAX;
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
-                accepted = listener.accept(), if has_room => match accepted {
+                _ = look.tick() => self.tls.iter_mut().for_each(Reloaded::refresh),
+                accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
                         let registry = Arc::clone(&self.registry);
-                        let (tls, watcher) = (self.tls.clone(), graceful.watcher());
-                        connections.spawn(registry.connect(stream, client, tls, watcher));
+                        let tls = self.tls.as_ref().map(Reloaded::acceptor);
+                        let watcher = graceful.watcher();
+                        let connection = registry.connect(stream, client, tls, watcher);
+                        connections.spawn_on(connection, workers.next());
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a connection was not accepted");
@@ -144,55 +156,82 @@ impl Registry {
     /// One connection, from its handshake to its end. A client that stalls stalls only this.
     async fn connect(
         self: Arc<Self>,
-        stream: TcpStream,
+        socket: std::net::TcpStream,
         client: SocketAddr,
         tls: Option<TlsAcceptor>,
         watcher: Watcher,
     ) {
-        let socket = SockRef::from(&stream);
-        let prepared = stream
-            .set_nodelay(true)
-            .and_then(|()| socket.set_tcp_user_timeout(Some(STALL_DEADLINE)));
-        if let Err(error) = prepared {
-            tracing::debug!(%client, %error, "a connection ended before it began");
-            return;
-        }
-        let Some(tls) = tls else { return self.serve(stream, client, watcher).await };
-        match timeout(HANDSHAKE_DEADLINE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.serve(stream, client, watcher).await,
-            Ok(Err(error)) => tracing::debug!(%client, %error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!(%client, "a TLS handshake took too long"),
-        }
+        let socket = match prepare(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                return tracing::debug!(%client, %error, "a connection ended before it began");
+            }
+        };
+        let socket = Socket(Arc::new(socket));
+        let (outbox, calls) = (Arc::default(), self.shim.content.calls().clone());
+        let stream = match tls {
+            None => Stream::plain(socket, Arc::clone(&outbox), calls),
+            Some(tls) => match timeout(HANDSHAKE_DEADLINE, tls.accept(socket)).await {
+                Ok(Ok(stream)) => Stream::tls(stream, Arc::clone(&outbox), calls),
+                Ok(Err(error)) => {
+                    return tracing::debug!(%client, %error, "a TLS handshake failed");
+                }
+                Err(_) => return tracing::debug!(%client, "a TLS handshake took too long"),
+            },
+        };
+        self.serve(stream, outbox, client, watcher).await;
     }
 
     async fn serve(
         self: Arc<Self>,
-        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        stream: Stream,
+        outbox: Arc<Outbox>,
         client: SocketAddr,
         watcher: Watcher,
     ) {
         let service = service_fn(move |request| {
-            let registry = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(registry.answer(request, client).await) }
+            let (registry, outbox) = (Arc::clone(&self), Arc::clone(&outbox));
+            async move { Ok::<_, Infallible>(registry.answer(request, client, &outbox).await) }
         });
         // hyper answers what is no HTTP with 400 and closes: docker and podman try TLS first.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS_DEADLINE)
             .max_buf_size(HEAD_MAX_BYTES)
+            // Markers must reach the stream as they are.
+            .writev(true)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%client, %error, "a connection broke off");
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>, client: SocketAddr) -> Response {
-        let line = access::Line::of(&request, client);
-        let mut response =
-            self.shim.answer(&request).await.unwrap_or_else(IntoResponse::into_response);
-        response.headers_mut().extend(self.headers.clone());
-        line.follow(response)
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        client: SocketAddr,
+        outbox: &Arc<Outbox>,
+    ) -> Response<Followed> {
+        let line = Line::of(&request, client);
+        let mut response = self.shim.answer(&request).await.unwrap_or_else(Into::into);
+        for (name, value) in &self.headers {
+            response.headers_mut().append(name, value.clone());
+        }
+        let calls = self.shim.content.calls();
+        line.follow(response.map(|body| body.send(Some(outbox), calls)))
     }
+}
+
+/// A connection, to be served by whichever worker.
+async fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let (socket, client) = listener.accept().await?;
+    Ok((socket.into_std()?, client))
+}
+
+fn prepare(socket: std::net::TcpStream) -> io::Result<TcpStream> {
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_user_timeout(Some(STALL_DEADLINE))?;
+    TcpStream::from_std(socket)
 }
 
 /// `http.headers`, and the one by which docker tells a registry.

@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::{
-    body::Body,
-    http::{HeaderValue, Method, Request, header},
-    response::Response,
+use bytes::Bytes;
+use hyper::{
+    Method, Request, StatusCode,
+    header::{self, HeaderValue},
 };
 use larder_config::Upstreams;
 use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
-    answer::Conditions,
+    answer::{Conditions, Response},
     blob,
+    body::Body,
     content::Content,
     error::Error,
     flights::Flights,
-    manifest::{self, Manifest},
+    manifest::{self, Kept, Manifest},
     pull::Pulls,
     routes::Route,
     sightings::Sightings,
@@ -33,6 +34,8 @@ const DOCKER_HUB: &str = "docker.io";
 pub struct Shim {
     /// The directory.
     pub content: Content,
+    /// Its manifests.
+    pub manifests: Kept,
     /// Where a miss is pulled from; without it, only the directory is served.
     pub through: Option<Arc<PullThrough>>,
 }
@@ -67,7 +70,7 @@ impl Shim {
                 sightings: Sightings::default(),
             }))
         });
-        Ok(Self { content, through: through.transpose()? })
+        Ok(Self { manifests: Kept::new(content.clone()), content, through: through.transpose()? })
     }
 
     /// Answers a request.
@@ -87,8 +90,9 @@ impl Shim {
         self.check_namespace(query)?;
         let conditions = Conditions::of(method, request.headers());
         match route {
-            Route::Health => Ok(text("text/plain", "ok")),
-            Route::Base => Ok(text("application/json", "{}")),
+            Route::Health => Ok(text("text/plain", "ok".into())),
+            Route::Ready => Ok(self.ready().await),
+            Route::Base => Ok(text("application/json", "{}".into())),
             Route::Manifest(repository, reference) => {
                 manifest::answer(self, repository, reference, &conditions).await
             }
@@ -96,6 +100,25 @@ impl Shim {
                 blob::answer(self, &repository, &digest, &conditions).await
             }
             Route::Tags(repository) => tags::answer(&self.content, &repository, query).await,
+        }
+    }
+
+    /// Whether a balancer should send requests here. A directory in trouble alone is no reason not
+    /// to, as long as there is an upstream: it may be the same on every node, and then this would
+    /// turn slow answers into none.
+    async fn ready(&self) -> Response {
+        match (self.content.probe().await, &self.through) {
+            (Ok(()), _) => text("text/plain", "ready".into()),
+            (Err(error), Some(_)) => {
+                let reason = format!("ready, from the upstream alone: the directory: {error}");
+                text("text/plain", reason.into())
+            }
+            (Err(error), None) => {
+                let reason = format!("not ready: the directory: {error}");
+                let mut response = text("text/plain", reason.into());
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
         }
     }
 
@@ -126,8 +149,8 @@ pub fn parameter(query: &str, name: &str) -> Option<String> {
     parameters.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-fn text(media_type: &'static str, content: &'static str) -> Response {
-    let mut response = Response::new(Body::from(content));
+fn text(media_type: &'static str, content: Bytes) -> Response {
+    let mut response = Response::new(Body::Memory(content));
     let media_type = HeaderValue::from_static(media_type);
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);
     response

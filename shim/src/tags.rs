@@ -1,13 +1,15 @@
 //! `/v2/<name>/tags/list`
 
-use axum::{
-    body::Body,
-    http::{HeaderValue, header},
-    response::Response,
-};
+use hyper::header::{self, HeaderValue};
 use larder_layout::{Repository, Tag};
 
-use crate::{answer::Source, content::Content, error::Error, shim::parameter};
+use crate::{
+    answer::{Response, Source},
+    body::Body,
+    content::Content,
+    error::Error,
+    shim::parameter,
+};
 
 /// How many tags one answer has at most, when the client does not ask for fewer.
 const PAGE_MAX: usize = 10_000;
@@ -35,7 +37,7 @@ pub async fn answer(
 
     let names: Vec<&str> = page.iter().map(Tag::as_str).collect();
     let body = serde_json::json!({ "name": repository.as_str(), "tags": names });
-    let mut response = Response::new(Body::from(body.to_string()));
+    let mut response = Response::new(Body::Memory(body.to_string().into()));
     response.extensions_mut().insert(Source::Content);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -9,8 +9,11 @@ use std::{
     time::Duration,
 };
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use bytes::{Bytes, BytesMut};
+use hyper::{
+    HeaderMap, Method, StatusCode,
+    header::{self, HeaderName, HeaderValue},
+};
 use larder_config::Upstreams;
 use larder_layout::{Digest, Reference, Repository};
 use reqwest::{Certificate, Client, Response, redirect};

@@ -1,13 +1,11 @@
 //! An Azure Blob Storage that checks signatures: Microsoft's emulator Azurite.
 
-use std::{fmt::Write, net::TcpStream, process::Command, time::Duration};
+use std::{net::TcpStream, process::Command};
 
-use crate::{Process, Sandbox, Storage, run};
+use crate::{Process, Sandbox, Storage, vendor};
 
-/// How long a script may take.
-const PYTHON_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Reads `name type path` lines: the content of each blob is in a file.
+/// Reads `name path` lines: the content of each blob is in a file. Distribution appends to the blob
+/// of a layer, and writes the rest at once.
 const FILL: &str = "
 import sys
 from azure.storage.blob import ContainerClient
@@ -16,16 +14,19 @@ client = ContainerClient(url, container, credential=key)
 if not client.exists():
     client.create_container()
 for line in open(blobs):
-    name, kind, path = line.split()
+    name, path = line.split()
+    kind = 'AppendBlob' if name.endswith('/data') else 'BlockBlob'
     client.upload_blob(name, open(path, 'rb').read(), blob_type=kind)
 ";
 
-/// Prints the name of each blob.
+/// Prints the name of each blob, those of which there are only parts among them.
 const LIST: &str = "
 import sys
 from azure.storage.blob import ContainerClient
 url, container, key = sys.argv[1:]
-print(*ContainerClient(url, container, credential=key).list_blob_names(), sep='\\n')
+container = ContainerClient(url, container, credential=key)
+for blob in container.list_blobs(include=['uncommittedblobs']):
+    print(blob.name)
 ";
 
 /// An Azurite with one account and one container.
@@ -43,7 +44,7 @@ impl<'a> Azurite<'a> {
     /// The container.
     pub const CONTAINER: &'static str = "images";
     /// What a test needs to have one.
-    pub const NEEDS: [&'static str; 2] = ["azurite-blob", "larder-python"];
+    pub const NEEDS: [&'static str; 2] = ["azurite-blob", vendor::NEEDS];
 
     /// Starts a server and makes the container.
     pub fn start(sandbox: &'a Sandbox) -> Self {
@@ -79,29 +80,19 @@ impl<'a> Azurite<'a> {
         ))
     }
 
-    /// Puts blobs into the container with Microsoft's own library. Distribution writes the layers
-    /// as `AppendBlob` and the rest as `BlockBlob`.
+    /// Puts blobs into the container with Microsoft's own library.
     pub fn fill(&self, blobs: &[(String, Vec<u8>)]) {
-        let mut lines = String::new();
-        for (index, (name, content)) in blobs.iter().enumerate() {
-            let kind = if name.ends_with("/data") { "AppendBlob" } else { "BlockBlob" };
-            let path = self.sandbox.path(&format!("blob-{index}"));
-            std::fs::write(&path, content).expect("a file with the content of a blob");
-            writeln!(lines, "{name} {kind} {}", path.display()).expect("a line");
-        }
-        let list = self.sandbox.file("blobs.txt", &lines);
-        self.python(FILL, &[list.to_str().expect("a path in ASCII")]);
+        let blobs = vendor::write_objects(self.sandbox, blobs);
+        self.python(FILL, &[blobs.to_str().expect("a path in ASCII")]);
     }
 
-    /// The names of all blobs, as Microsoft's own library sees them.
+    /// The names of all blobs, uploaded or begun, as Microsoft's own library sees them.
     pub fn names(&self) -> Vec<String> {
         self.python(LIST, &[]).lines().map(str::to_owned).collect()
     }
 
     fn python(&self, script: &str, arguments: &[&str]) -> String {
-        let mut command = Command::new("larder-python");
-        command.args(["-c", script, &self.service_url, Self::CONTAINER, Self::KEY]);
-        command.args(arguments);
-        run(command, PYTHON_TIMEOUT).expect("Microsoft's library does what it is told")
+        let login = [&*self.service_url, Self::CONTAINER, Self::KEY];
+        vendor::python(script, &[&login, arguments].concat())
     }
 }

@@ -15,6 +15,10 @@ pub struct Keystone {
     swift: String,
     /// `storage.swift`'s keys for an application credential.
     application: String,
+    /// The id of the project that `tester` is a member of.
+    project: String,
+    /// The id of a trust: the user `trustee` may do there what `tester` may.
+    trust: String,
     client: Client,
     _process: Process,
 }
@@ -69,6 +73,8 @@ impl Keystone {
             url,
             swift: sandbox.address(),
             application: String::new(),
+            project: String::new(),
+            trust: String::new(),
             client,
             _process: process,
         };
@@ -99,6 +105,19 @@ impl Keystone {
     /// `storage.swift`'s keys for an application credential of the same user.
     pub fn application_section(&self) -> String {
         format!("authurl: \"{}\", {}", self.url, self.application)
+    }
+
+    /// The same user's project in all the ways in which `storage.swift` names it, and somebody who
+    /// is trusted with it.
+    pub fn other_sections(&self) -> [String; 4] {
+        let (url, password) = (&self.url, Self::PASSWORD);
+        let tester = format!("authurl: \"{url}\", username: tester, password: {password}");
+        [
+            format!("{tester}, tenantid: {}, domainid: default", self.project),
+            format!("{tester}, tenant: demo, domain: Default, tenantdomain: Default"),
+            format!("{tester}, tenant: demo, tenantdomainid: default, endpointtype: internal"),
+            format!("{}, trustid: {}", tester.replace("tester", "trustee"), self.trust),
+        ]
     }
 
     /// The URL of the account, and a token.
@@ -147,13 +166,22 @@ impl Keystone {
         };
         member(&project("service"), &user("swift", "swiftpass"), "admin");
         let tester = user("tester", Self::PASSWORD);
-        member(&project("demo"), &tester, "member");
+        let demo = project("demo");
+        member(&demo, &tester, "member");
         let service =
             make("/services", "service", json!({"name": "swift", "type": "object-store"}));
         let url = format!("http://{}/v1/AUTH_%(project_id)s", self.swift);
-        let endpoint = json!({"service_id": id(&service), "interface": "public",
-            "region_id": "RegionOne", "url": url});
-        make("/endpoints", "endpoint", endpoint);
+        for interface in ["public", "internal"] {
+            let endpoint = json!({"service_id": id(&service), "interface": interface,
+                "region_id": "RegionOne", "url": url});
+            make("/endpoints", "endpoint", endpoint);
+        }
+        let trustee = user("trustee", Self::PASSWORD);
+        let trust = json!({"trust": {"trustor_user_id": id(&tester), "trustee_user_id": id(&trustee),
+            "project_id": id(&demo), "impersonation": true, "roles": [{"name": "member"}]}});
+        let made = self.call("tester", Self::PASSWORD, "demo", "/OS-TRUST/trusts", &trust);
+        self.trust = id(&made["trust"]);
+        self.project = id(&demo);
         let path = format!("/users/{}/application_credentials", id(&tester));
         let body = json!({"application_credential": {"name": "larder"}});
         let made = self.call("tester", Self::PASSWORD, "demo", &path, &body);

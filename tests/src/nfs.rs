@@ -11,11 +11,12 @@ use std::{
 use crate::{Sandbox, run};
 
 const MKFS_TIMEOUT: Duration = Duration::from_secs(30);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Booting takes 10 s, and the machine has one slow processor.
 const MACHINE_TIMEOUT: Duration = Duration::from_secs(280);
 
 /// What a test needs to have the machine.
-pub const NEEDS: [&str; 2] = [KERNEL, "mkfs.ext4"];
+pub const NEEDS: [&str; 3] = [KERNEL, "mkfs.ext4", "cc"];
 const KERNEL: &str = "linux.uml";
 /// The export, as each of the two clients has mounted it.
 pub const CLIENTS: [&str; 2] = ["/mnt/a", "/mnt/b"];
@@ -45,6 +46,41 @@ pub fn run_in_machine(sandbox: &Sandbox, version: &str, disk_bytes: u64, filter:
     assert_eq!(status.trim(), "0", "the tests in the machine, NFS {version}");
 }
 
+/// Cuts a client off from the server, or connects it again: `down` or `up`. The server's end of its
+/// network is where the machine's first process is.
+///
+/// # Panics
+/// Outside of the machine.
+pub fn network(client: &str, state: &str) {
+    let mut command = Command::new("nsenter");
+    command.args(["--net=/proc/1/ns/net", "busybox", "ip", "link", "set"]);
+    command.arg(format!("to-{client}")).arg(state);
+    run(command, COMMAND_TIMEOUT).expect("a network of the machine");
+}
+
+/// A command that runs another one as a client does, on a host of this name.
+pub fn in_client(client: &str, host: &str) -> Command {
+    let mut command = Command::new("nsenter");
+    // As the machine's first process sees it: a sandbox does not.
+    command.arg(format!("--net=/proc/1/root/run/netns/{client}"));
+    command.args(["unshare", "--uts", "sh", "-c"]);
+    command.args(["hostname \"$0\" && exec \"$@\"", host]);
+    command
+}
+
+/// Mounts the export once more for a client, as version 4.2 with more options.
+///
+/// # Panics
+/// Outside of the machine.
+pub fn mount(client: &str, host: &str, options: &str, point: &Path) {
+    let server = if client == "a" { "10.99.1.1:/" } else { "10.99.2.1:/" };
+    let packages = env::var("NFS_TREE").expect("the packages of the machine");
+    let mut command = in_client(client, host);
+    command.arg(format!("{packages}/usr/sbin/mount.nfs")).args([server]).arg(point);
+    command.args(["-n", "-o", &format!("vers=4.2,{options}")]);
+    run(command, COMMAND_TIMEOUT).expect("the export, mounted");
+}
+
 fn kernel(sandbox: &Sandbox, version: &str, host: &Path, disk: &Path, init: &Path) -> Command {
     let kernel = executable(KERNEL).expect("the kernel, which the test needs");
     // usr/bin/linux.uml
@@ -62,8 +98,19 @@ fn kernel(sandbox: &Sandbox, version: &str, host: &Path, disk: &Path, init: &Pat
         .arg("--")
         .arg(init)
         // Where it keeps the machine's memory.
-        .env("TMPDIR", "/dev/shm");
+        .env("TMPDIR", "/dev/shm")
+        .env("LD_PRELOAD", registers(sandbox));
     command
+}
+
+/// What a kernel needs that is older than the processor.
+fn registers(sandbox: &Sandbox) -> PathBuf {
+    let source = sandbox.file("machine/xstate.c", include_str!("nfs-xstate.c"));
+    let library = source.with_extension("so");
+    let mut compile = Command::new("cc");
+    compile.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source);
+    run(compile, COMMAND_TIMEOUT).expect("a library for the kernel");
+    library
 }
 
 /// What the machine runs. With `CI`, a test that lacks something fails there.

@@ -117,7 +117,7 @@ impl<'a> Node<'a> {
             "version: 0.1\n\
              log: {{level: info, formatter: json}}\n\
              {}\n\
-             cache: {{directory: {}, size: 1GiB}}\n\
+             cache: {{directory: {}, size: 4GiB}}\n\
              http: {{addr: \"{address}\"}}\n\
              {proxy}",
             storage.section(),

@@ -6,9 +6,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use larder_config::Config;
 use larder_fs::{
     check::{self, Readiness},
-    store::{self, Backend, Storage},
+    store::{self, Backend},
 };
-use larder_layout::{Algorithm, Digest, Link, Membership, Repository};
 use object_store::{ObjectStoreExt, WriteMultipart, path::Path as ObjectPath};
 use tokio::runtime::{self, Runtime};
 
@@ -99,86 +98,6 @@ impl Untrusted {
     /// `https://` and its address.
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
-    }
-}
-
-/// What Distribution 2.8 and 3 have of an image with one layer, each with the path that every
-/// driver makes its key of.
-pub struct Distributed {
-    /// The content of the layer.
-    pub layer: Vec<u8>,
-    /// Path, which begins with a slash, and content.
-    pub files: Vec<(String, Vec<u8>)>,
-}
-
-impl Distributed {
-    /// The name of the image.
-    pub const REPOSITORY: &'static str = "library/alpine";
-    /// Its tag.
-    pub const TAG: &'static str = "3.20";
-
-    /// An image.
-    pub fn image() -> Self {
-        let (layer, manifest) = (random_bytes(100_000), b"{}".to_vec());
-        let v2 = "/docker/registry/v2";
-        let repository = format!("{v2}/repositories/{}", Self::REPOSITORY);
-        let mut files = Vec::new();
-        for (content, links) in [
-            (&layer, vec!["_layers/sha256/HEX/link"]),
-            (
-                &manifest,
-                vec![
-                    "_manifests/revisions/sha256/HEX/link",
-                    "_manifests/tags/3.20/current/link",
-                    "_manifests/tags/3.20/index/sha256/HEX/link",
-                ],
-            ),
-        ] {
-            let digest = Digest::of(Algorithm::Sha256, content);
-            let hex = digest.hex();
-            files.push((format!("{v2}/blobs/sha256/{}/{hex}/data", &hex[..2]), content.clone()));
-            for link in links {
-                let path = format!("{repository}/{}", link.replace("HEX", hex));
-                files.push((path, digest.to_string().into_bytes()));
-            }
-        }
-        Self { layer, files }
-    }
-
-    /// Finds all of it in a storage, as `larder-fs` looks for it.
-    ///
-    /// # Panics
-    /// When something of it is missing, or is not what it was.
-    pub fn assert_served(&self, opened: Opened) {
-        let Opened { backend, runtime, .. } = opened;
-        let storage = Storage::new(backend);
-        let repository = Self::REPOSITORY.parse().expect("a name");
-        let tag = Link::Tag(Repository::clone(&repository), Self::TAG.parse().expect("a tag"));
-        let layer = Digest::of(Algorithm::Sha256, &self.layer);
-        let member = Link::Member(repository.clone(), Membership::Layer, layer.clone());
-        let served = runtime.block_on(async {
-            assert_eq!(storage.list_repositories(None).await?, ["library"]);
-            assert_eq!(storage.list_tags(&repository).await?, [Self::TAG]);
-            let manifest = Digest::of(Algorithm::Sha256, b"{}");
-            assert_eq!(storage.read_link(&tag).await?, manifest);
-            assert_eq!(storage.read_link(&member).await?, layer);
-            let size_bytes = self.layer.len() as u64;
-            assert_eq!(storage.stat_blob(&layer).await?.size_bytes, size_bytes);
-            let content = storage.read_blob(&layer, 0..size_bytes).await?;
-            assert_eq!(content, self.layer, "the content of the layer");
-            let blobs = storage.list_blobs(Algorithm::Sha256).map_ok(|(digest, _)| digest);
-            let mut listed: Vec<_> = blobs.try_collect().await?;
-            listed.sort_by(|a, b| a.hex().cmp(b.hex()));
-            let mut expected = vec![manifest.clone(), layer.clone()];
-            expected.sort_by(|a, b| a.hex().cmp(b.hex()));
-            assert_eq!(listed, expected);
-            // And what is damaged is removed.
-            storage.mark_damaged(&layer);
-            storage.remove_if_damaged(&layer).await?;
-            assert!(storage.stat_blob(&layer).await.is_err(), "a removed blob is gone");
-            Ok::<_, larder_fs::error::Error>(())
-        });
-        served.expect("all of the image");
     }
 }
 

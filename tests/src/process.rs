@@ -97,6 +97,11 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How it ended, or nothing while it runs.
     pub fn status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("the status of a child")

@@ -69,16 +69,34 @@ impl Registry {
     /// # Panics
     /// When the registry refuses it.
     pub fn push_blob(&self, repository: &str, blob: &Blob) {
-        let start = self.client.post(format!("{}/v2/{repository}/blobs/uploads/", self.url)).send();
-        let start = start.and_then(Response::error_for_status).expect("an upload starts");
-        let location = start.headers()[LOCATION].to_str().expect("a location in ASCII").to_owned();
+        let location = self.begin(repository);
         let and = if location.contains('?') { '&' } else { '?' };
         let end = self.client.put(format!("{location}{and}digest={}", blob.digest));
         let end = end.body(blob.bytes.clone()).send();
         end.and_then(Response::error_for_status).expect("an upload ends");
     }
 
-    fn push_manifest(&self, repository: &str, reference: &str, manifest: &Blob) {
+    /// Begins to push a blob, and leaves it at that.
+    ///
+    /// # Panics
+    /// When the registry refuses it.
+    pub fn begin_push(&self, repository: &str, content: Vec<u8>) {
+        let piece = self.client.patch(self.begin(repository)).body(content).send();
+        piece.and_then(Response::error_for_status).expect("a piece of an upload");
+    }
+
+    /// Where the next piece of a new upload goes.
+    fn begin(&self, repository: &str) -> String {
+        let start = self.client.post(format!("{}/v2/{repository}/blobs/uploads/", self.url)).send();
+        let start = start.and_then(Response::error_for_status).expect("an upload starts");
+        start.headers()[LOCATION].to_str().expect("a location in ASCII").to_owned()
+    }
+
+    /// Pushes a manifest under a tag or its digest.
+    ///
+    /// # Panics
+    /// When the registry refuses it.
+    pub fn push_manifest(&self, repository: &str, reference: &str, manifest: &Blob) {
         let url = format!("{}/v2/{repository}/manifests/{reference}", self.url);
         let put = self.client.put(url).header(CONTENT_TYPE, manifest.media_type);
         let put = put.body(manifest.bytes.clone()).send();

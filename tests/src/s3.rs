@@ -2,13 +2,17 @@
 
 use std::process::Command;
 
-use reqwest::blocking::Client;
+use reqwest::blocking::{Client, Response};
+use serde_json::Value;
 
 use crate::{Process, Sandbox, Storage};
 
 /// A SeaweedFS with one bucket.
 pub struct S3 {
     endpoint: String,
+    /// The bucket as a directory, where nothing has to be signed.
+    bucket_url: String,
+    client: Client,
     _process: Process,
 }
 
@@ -49,12 +53,47 @@ impl S3 {
         let mut process = Process::start(sandbox, "s3", command);
 
         // Through the filer nothing has to be signed: a directory below /buckets is a bucket.
-        let probe = format!("http://{filer}/buckets/{}/probe", Self::BUCKET);
+        let bucket_url = format!("http://{filer}/buckets/{}", Self::BUCKET);
+        let probe = format!("{bucket_url}/probe");
         let client = Client::builder().no_proxy().build().expect("an HTTP client");
         let is_put = || client.put(&probe).body("probe").send()?.error_for_status();
         process.wait_until("a bucket that takes an object", || is_put().ok());
+        client.delete(probe).send().expect("the bucket is empty again");
         process.wait_until("the S3 service", || client.get(format!("http://{s3}/")).send().ok());
-        Self { endpoint: format!("http://{s3}"), _process: process }
+        Self { endpoint: format!("http://{s3}"), bucket_url, client, _process: process }
+    }
+
+    /// `http://` and its address.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The keys of all objects, and every part of an unfinished upload.
+    ///
+    /// # Panics
+    /// When the bucket cannot be listed.
+    pub fn content(&self) -> (Vec<String>, Vec<String>) {
+        let files = self.files_in("");
+        files.into_iter().partition(|path| !path.starts_with(".uploads/"))
+    }
+
+    /// Every file below a directory, which is empty or ends with a slash.
+    fn files_in(&self, directory: &str) -> Vec<String> {
+        let request = self.client.get(format!("{}/{directory}?limit=10000", self.bucket_url));
+        let answer = request.header("Accept", "application/json").send();
+        let answer = answer.and_then(Response::error_for_status).and_then(Response::text);
+        let listing: Value = serde_json::from_str(&answer.expect("a listing")).expect("JSON");
+        let entries = listing["Entries"].as_array().into_iter().flatten();
+        let files = entries.flat_map(|entry| {
+            let path = entry["FullPath"].as_str().unwrap_or_default();
+            let name = path.rsplit('/').next().unwrap_or_default();
+            // The highest bit that Go knows of a mode tells a directory.
+            match entry["Mode"].as_u64().unwrap_or_default() >> 31 {
+                0 => vec![format!("{directory}{name}")],
+                _ => self.files_in(&format!("{directory}{name}/")),
+            }
+        });
+        files.collect()
     }
 
     /// The bucket as the storage of nodes.

@@ -39,6 +39,11 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
+    /// Another name for 127.0.0.1, which no number and no `localhost` is.
+    pub const HOST: &'static str = "host.test";
+    /// A name below that one, for the same address.
+    pub const HOST_BELOW: &'static str = "below.host.test";
+
     /// Moves the calling thread into a new sandbox, when the machine has all that the test
     /// `needs`: names of programs, or absolute paths.
     ///
@@ -124,7 +129,10 @@ impl Sandbox {
 
         let script = self.file("contain.sh", include_str!("contain.sh"));
         let own = fs::read_to_string("/etc/hosts").unwrap_or_default();
-        let hosts = self.file("hosts", &format!("{own}\n127.0.0.1 {PUBLIC_REGISTRIES}\n"));
+        let hosts = self.file(
+            "hosts",
+            &format!("{own}\n127.0.0.1 {} {} {PUBLIC_REGISTRIES}\n", Self::HOST, Self::HOST_BELOW),
+        );
         let mut enter = Command::new("sh");
         enter.arg(script).arg("enter").arg(hosts);
         run(enter, COMMAND_TIMEOUT).expect("a network and mounts of the test's own");

@@ -76,6 +76,15 @@ pub fn blobs_in(storage: &Path) -> Vec<Digest> {
     digests
 }
 
+/// Every file below a directory.
+pub fn files_in(directory: &Path) -> Vec<String> {
+    let of = |path: PathBuf| match path.is_dir() {
+        true => files_in(&path),
+        false => vec![path.display().to_string()],
+    };
+    entries(directory).into_iter().flat_map(of).collect()
+}
+
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()

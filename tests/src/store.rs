@@ -2,8 +2,13 @@
 
 use std::{io::Write, ops::Range};
 
+use futures_util::TryStreamExt;
 use larder_config::Config;
-use larder_fs::store::{self, Backend};
+use larder_fs::{
+    error::Error,
+    store::{self, Backend, Storage},
+};
+use larder_layout::Digest;
 use object_store::{ObjectStoreExt, PutPayload, WriteMultipart, path::Path};
 use tempfile::NamedTempFile;
 
@@ -50,6 +55,15 @@ pub async fn upload_and_abort(
         upload.put_part(PutPayload::from(part.to_vec())).await?;
     }
     upload.abort().await
+}
+
+/// The content of a blob of this length.
+///
+/// # Errors
+/// What the storage says.
+pub async fn blob(storage: &Storage, digest: &Digest, size_bytes: u64) -> Result<Vec<u8>, Error> {
+    let content = storage.read_blob(digest, size_bytes, 0..size_bytes).await?;
+    Ok(content.try_collect::<Vec<_>>().await?.concat())
 }
 
 /// Whether a range of an object is that of `content`.

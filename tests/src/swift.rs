@@ -2,15 +2,19 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use reqwest::blocking::{Client, RequestBuilder};
+use reqwest::{
+    StatusCode,
+    blocking::{Client, RequestBuilder},
+};
 
-use crate::{Keystone, Process, Registry, Sandbox, run};
+use crate::{Keystone, Process, Sandbox, Storage, run, until};
 
 const RING_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longer than a token is good in a test that waits for its end.
+const TOKEN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A cluster with one container.
 pub struct Swift<'a> {
-    sandbox: &'a Sandbox,
     proxy: String,
     keystone: Option<&'a Keystone>,
     client: Client,
@@ -29,7 +33,7 @@ impl<'a> Swift<'a> {
 
     /// Starts a cluster whose users log in with TempAuth, and makes the container. A token is
     /// good for `token_life`.
-    pub fn start(sandbox: &'a Sandbox, token_life: Duration) -> Self {
+    pub fn start(sandbox: &Sandbox, token_life: Duration) -> Self {
         let auth = format!(
             "[filter:tempauth]\nuse = egg:swift#tempauth\nuser_test_tester = {} .admin\n\
              token_life = {}\n",
@@ -41,7 +45,7 @@ impl<'a> Swift<'a> {
 
     /// Starts a cluster whose users log in with Keystone, at the address that Keystone's catalog
     /// has for it.
-    pub fn with_keystone(sandbox: &'a Sandbox, keystone: &'a Keystone) -> Self {
+    pub fn with_keystone(sandbox: &Sandbox, keystone: &'a Keystone) -> Self {
         let url = keystone.url();
         let auth = format!(
             "[filter:authtoken]\npaste.filter_factory = keystonemiddleware.auth_token:filter_factory\n\
@@ -56,7 +60,7 @@ impl<'a> Swift<'a> {
     }
 
     fn cluster(
-        sandbox: &'a Sandbox,
+        sandbox: &Sandbox,
         proxy: &str,
         auth_filters: &str,
         auth: &str,
@@ -83,13 +87,8 @@ impl<'a> Swift<'a> {
         let mut process = Process::start(sandbox, "swift-proxy", command);
 
         let client = Client::builder().no_proxy().build().expect("an HTTP client");
-        let mut swift = Self {
-            sandbox,
-            proxy: format!("http://{proxy}"),
-            keystone,
-            client,
-            _processes: processes,
-        };
+        let mut swift =
+            Self { proxy: format!("http://{proxy}"), keystone, client, _processes: processes };
         process.wait_until("a container", || {
             let (account, token) = swift.log_in()?;
             let put = swift.client.put(format!("{account}/{}", Self::CONTAINER));
@@ -136,7 +135,7 @@ impl<'a> Swift<'a> {
         format!("{login}, container: {}", Self::CONTAINER)
     }
 
-    /// The names of all objects in the container, whoever put them there.
+    /// The names of all objects in the container, whoever put them there, and however.
     ///
     /// # Panics
     /// When the container cannot be listed.
@@ -148,22 +147,24 @@ impl<'a> Swift<'a> {
         list.lines().map(str::to_owned).collect()
     }
 
-    /// Starts Debian's docker-registry over the container. Only TempAuth: version 3 works too, and
-    /// says the same.
-    pub fn registry(&self, name: &str) -> (Process, Registry) {
-        let address = self.sandbox.address();
-        let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{swift: {{{}}}}}\n\
-             http: {{addr: {address}}}\n",
-            self.section(),
-        );
-        let config = self.sandbox.file(&format!("{name}.yml"), &config);
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(config).env("OTEL_TRACES_EXPORTER", "none");
-        let mut process = Process::start(self.sandbox, name, command);
-        let registry = Registry::at(&address);
-        process.wait_until("an answer", || registry.is_ok("/v2/").then_some(()));
-        (process, registry)
+    /// The container as the storage of nodes.
+    pub fn storage(&self) -> Storage {
+        Storage::Other(format!("swift: {{{}}}", self.section()))
+    }
+
+    /// Waits until every token has ended that somebody has by now.
+    ///
+    /// # Panics
+    /// When that takes a minute.
+    pub fn wait_for_end_of_tokens(&self) {
+        let (account, token) = self.log_in().expect("a token");
+        let head = self.client.head(format!("{account}/{}", Self::CONTAINER));
+        let head = head.header("X-Auth-Token", token);
+        let status = || Some(head.try_clone()?.send().ok()?.status());
+        assert!(status().is_some_and(|status| status.is_success()), "a new token is good");
+        until("a token has ended", TOKEN_TIMEOUT, || {
+            (status()? == StatusCode::UNAUTHORIZED).then_some(())
+        });
     }
 
     /// The URL of the account, and a token.
@@ -200,6 +201,7 @@ fn proxy_config(proxy: &str, etc: &Path, memcached: &str, filters: &str, auth: &
          [pipeline:main]\npipeline = catch_errors gatekeeper cache listing_formats bulk {filters} \
          copy slo dlo proxy-server\n\
          [app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n\
+         conn_timeout = 10\nnode_timeout = 60\n\
          [filter:cache]\nuse = egg:swift#memcache\nmemcache_servers = {memcached}\n{plain}{auth}",
         etc.display(),
     )

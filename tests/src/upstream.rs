@@ -1,20 +1,17 @@
 //! An ordinary registry: Debian's docker-registry, which is CNCF Distribution 2.8.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::process::Command;
 
 use larder_layout::Digest;
 
-use crate::{Process, Registry, Sandbox};
+use crate::{Process, Registry, Sandbox, Storage};
 
-/// A registry over a storage directory, on an address that it keeps when it is restarted.
+/// A registry over a storage, on an address that it keeps when it is restarted.
 pub struct Upstream<'a> {
     sandbox: &'a Sandbox,
     name: String,
     address: String,
-    storage: PathBuf,
+    storage: Storage,
     process: Option<Process>,
 }
 
@@ -24,16 +21,17 @@ impl<'a> Upstream<'a> {
 
     /// Starts an empty registry.
     pub fn start(sandbox: &'a Sandbox) -> Self {
-        Self::over(sandbox, "upstream", &sandbox.directory("upstream"))
+        Self::over(sandbox, "upstream", &Storage::Directory(sandbox.directory("upstream")))
     }
 
-    /// Starts a registry over a storage directory that something else has filled.
-    pub fn over(sandbox: &'a Sandbox, name: &str, storage: &Path) -> Self {
+    /// Starts a registry over a storage that something else may have filled: `filesystem`, `s3` or
+    /// `swift`, since Debian builds it with these drivers only.
+    pub fn over(sandbox: &'a Sandbox, name: &str, storage: &Storage) -> Self {
         let mut upstream = Self {
             sandbox,
             name: name.to_owned(),
             address: sandbox.address(),
-            storage: storage.to_owned(),
+            storage: storage.clone(),
             process: None,
         };
         upstream.restart();
@@ -47,14 +45,16 @@ impl<'a> Upstream<'a> {
             &format!(
                 "version: 0.1\n\
                  log: {{level: error}}\n\
-                 storage: {{filesystem: {{rootdirectory: {}}}}}\n\
+                 {}\n\
                  http: {{addr: {}}}\n",
-                self.storage.display(),
+                self.storage.section(),
                 self.address,
             ),
         );
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(config).env("OTEL_TRACES_EXPORTER", "none");
+        // Its S3 driver ends in a panic when this is set.
+        command.env_remove("AWS_CA_BUNDLE");
         let mut process = Process::start(self.sandbox, &self.name, command);
         let registry = self.registry();
         process.wait_until("an answer", || registry.is_ok("/v2/").then_some(()));
@@ -66,14 +66,22 @@ impl<'a> Upstream<'a> {
         self.process = None;
     }
 
-    /// Its storage directory.
-    pub fn storage(&self) -> &Path {
+    /// Its storage.
+    pub fn storage(&self) -> &Storage {
         &self.storage
     }
 
     /// `http://` and its address.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The number of its process.
+    ///
+    /// # Panics
+    /// When it is stopped.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("a registry that runs").id()
     }
 
     /// Its address, host and port.

@@ -18,7 +18,7 @@ use std::{
 use larder_layout::{Digest, Directory, Entry, Link};
 use larder_tests::{
     Blob, Format, Image, Node, Sandbox, Storage, Upstream, blobs_in,
-    nfs::{self, CLIENTS, EXPORT, run_in_machine},
+    nfs::{self, CLIENTS, EXPORT, network, run_in_machine},
     random_bytes, run,
     scenario::wait_until_cached,
     until,
@@ -151,7 +151,8 @@ mod inside {
             (NOBODY, 0o644),
             "for every registry to read"
         );
-        let registry = Upstream::over(&sandbox, "registry", &nodes.storage);
+        let registry =
+            Upstream::over(&sandbox, "registry", &Storage::Directory(nodes.storage.clone()));
         registry.registry().pull(&image, &image.native).expect("a registry serves it, too");
     }
 
@@ -326,7 +327,7 @@ mod inside {
         publish(&nodes.b, "blob", &blob).unwrap();
         let cached = blob_path(&nodes.b, &blob.digest);
 
-        network_of_b("down");
+        network("b", "down");
         thread::scope(|scope| {
             let outcomes: Vec<_> = small_blobs(false)
                 .take(THREADS)
@@ -335,7 +336,7 @@ mod inside {
                 .collect();
             let reader = thread::spawn(|| fs::read(cached));
             until("a cached blob", TIMEOUT, || reader.is_finished().then_some(()));
-            network_of_b("up");
+            network("b", "up");
             assert_eq!(reader.join().unwrap().unwrap(), blob.bytes);
             for outcome in outcomes {
                 let error = outcome.join().unwrap().unwrap_err();
@@ -346,13 +347,5 @@ mod inside {
                 );
             }
         });
-    }
-
-    /// Cuts the second client off from the server, or connects it again. The server's end of its
-    /// network is where the machine's first process is.
-    fn network_of_b(state: &str) {
-        let mut command = Command::new("nsenter");
-        command.args(["--net=/proc/1/ns/net", "busybox", "ip", "link", "set", "to-b", state]);
-        run(command, TIMEOUT).unwrap();
     }
 }

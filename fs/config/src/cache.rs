@@ -20,6 +20,21 @@ pub struct Cache {
     /// `cache.scrub`, 10MiB when absent: how many bytes a second are read in the background, to
     /// find what the disk has damaged. 0 turns it off.
     pub scrub_bytes_per_second: u64,
+    /// `cache.fill`, `sequential` when absent.
+    pub fill: Fill,
+}
+
+/// When a blob that is read is fetched whole into the cache, whether or not all of it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// `cache.fill: always`: when it is opened.
+    Always,
+    /// `cache.fill: sequential`: when a reader has read 4 MiB of it on end. Reads here and there
+    /// fetch little more than what they ask for.
+    Sequential,
+    /// `cache.fill: never`: when its last bytes are asked for, which are shown only after all of it
+    /// was verified.
+    Never,
 }
 
 /// An amount of disk.
@@ -38,6 +53,7 @@ impl Default for Cache {
             size: CacheSize::Percent(20),
             min_free: CacheSize::Bytes(1 << 30),
             scrub_bytes_per_second: 10 << 20,
+            fill: Fill::Sequential,
         }
     }
 }
@@ -53,7 +69,17 @@ impl Cache {
             scrub_bytes_per_second: cache
                 .value("scrub", size_bytes)
                 .unwrap_or(absent.scrub_bytes_per_second),
+            fill: cache.value("fill", fill).unwrap_or(absent.fill),
         })
+    }
+}
+
+fn fill(text: &str) -> Result<Fill, String> {
+    match text {
+        "always" => Ok(Fill::Always),
+        "sequential" => Ok(Fill::Sequential),
+        "never" => Ok(Fill::Never),
+        _ => Err(expected("always, sequential or never", text)),
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Http {
 }
 
 /// `http.tls`
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tls {
     /// PEM file with the certificate chain.
     pub certificate: PathBuf,

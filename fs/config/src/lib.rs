@@ -25,7 +25,7 @@ use document::Origin;
 use findings::Findings;
 use section::Section;
 
-pub use cache::{Cache, CacheSize};
+pub use cache::{Cache, CacheSize, Fill};
 pub use findings::Mistakes;
 pub use http::{Http, Tls, TlsVersion};
 pub use log::{Formatter, Level, Log};

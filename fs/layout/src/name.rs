@@ -8,8 +8,8 @@ use crate::digest::Digest;
 const REPOSITORY_MAX_BYTES: usize = 255;
 /// The longest tag: `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`.
 const TAG_MAX_BYTES: usize = 128;
-/// The longest name of a staging file; a UUID fits twice.
-const STAGING_ID_MAX_BYTES: usize = 80;
+/// The longest name of a staging file: a UUID fits twice, with a digest behind it.
+const STAGING_ID_MAX_BYTES: usize = 224;
 
 /// Why a text is not the name it should be.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +23,7 @@ pub enum NameError {
     #[error("{0:?} is not a tag: expected at most 128 letters, digits, _ . and -")]
     Tag(String),
     /// Not the name of a staging file.
-    #[error("{0:?} is not a staging name: expected at most 80 letters, digits, _ . and -")]
+    #[error("{0:?} is not a staging name: expected at most 224 letters, digits, _ . and -")]
     StagingId(String),
 }
 
@@ -110,6 +110,24 @@ impl FromStr for Tag {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StagingId(Box<str>);
 text_newtype!(StagingId);
+
+impl StagingId {
+    /// A name that tells which blob the file will be: `<name>.<algorithm>.<hex>`. It need not, but
+    /// a large file with such a name can be sent to the storage while it is still being written.
+    ///
+    /// # Errors
+    /// [`NameError::StagingId`] when `name` is none by itself, or too long.
+    pub fn of_blob(name: &str, digest: &Digest) -> Result<Self, NameError> {
+        format!("{name}.{}.{}", digest.algorithm().as_str(), digest.hex()).parse()
+    }
+
+    /// The digest that the name tells.
+    pub fn digest(&self) -> Option<Digest> {
+        let (rest, hex) = self.0.rsplit_once('.')?;
+        let (_, algorithm) = rest.rsplit_once('.')?;
+        Digest::new(algorithm.parse().ok()?, hex).ok()
+    }
+}
 
 impl FromStr for StagingId {
     type Err = NameError;

@@ -77,7 +77,7 @@ impl State {
         match published {
             Ok(published_as) => {
                 index.confirm(&key, published_as);
-                Ok(CachedBlob::new(file, digest.clone(), published_as.size_bytes, pin))
+                Ok(CachedBlob::new(file, digest.clone(), published_as, pin))
             }
             Err(e) => {
                 // Whatever has the name now is hashed before it is served.

@@ -25,13 +25,25 @@ const ATTEMPTS: u32 = 3;
 pub struct CachedBlob {
     file: File,
     digest: Digest,
-    size_bytes: u64,
-    _pin: Pin,
+    /// What the file looked like when it was verified.
+    verified_as: Fingerprint,
+    pin: Pin,
 }
 
 impl CachedBlob {
-    pub(super) fn new(file: File, digest: Digest, size_bytes: u64, pin: Pin) -> Self {
-        Self { file, digest, size_bytes, _pin: pin }
+    pub(super) fn new(file: File, digest: Digest, verified_as: Fingerprint, pin: Pin) -> Self {
+        Self { file, digest, verified_as, pin }
+    }
+
+    /// Opens it once more, by what is known of it: whether the file still looks as it did when it
+    /// was verified. It counts as used.
+    pub fn reopen(&self) -> bool {
+        let is_intact =
+            self.file.metadata().is_ok_and(|now| Fingerprint::from(&now) == self.verified_as);
+        if is_intact {
+            self.pin.state.index().touch(&self.pin.key);
+        }
+        is_intact
     }
 
     /// The whole, verified content.
@@ -41,7 +53,7 @@ impl CachedBlob {
 
     /// How long the content is.
     pub fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.verified_as.size_bytes
     }
 
     /// What the content hashes to.
@@ -87,10 +99,9 @@ impl State {
         let key = Key::from(digest);
         for _ in 0..=ATTEMPTS {
             let Some((pin, slot)) = self.pin(&key) else { return Ok(None) };
-            if let Some(file) = self.open_intact(&key, &slot)? {
+            if let Some((file, verified_as)) = self.open_intact(&key, &slot)? {
                 self.index().touch(&key);
-                let size_bytes = slot.file.size_bytes;
-                return Ok(Some(CachedBlob::new(file, digest.clone(), size_bytes, pin)));
+                return Ok(Some(CachedBlob::new(file, digest.clone(), verified_as, pin)));
             }
             if let Verdict::Gone = self.verify(&key)? {
                 return Ok(None);
@@ -107,14 +118,14 @@ impl State {
     }
 
     /// Opens the file of a blob, if it looks as it did when it was verified.
-    fn open_intact(&self, key: &Key, slot: &Slot) -> Result<Option<File>> {
+    fn open_intact(&self, key: &Key, slot: &Slot) -> Result<Option<(File, Fingerprint)>> {
         let path = self.blob_path(key);
         let file = match disk::open(&path) {
             Err(e) if disk::is_missing(&e) || disk::is_damage(&e) => return Ok(None),
             outcome => outcome?,
         };
         let fingerprint = disk::fingerprint(&file, &path)?;
-        Ok(slot.vouches_for(&fingerprint).then_some(file))
+        Ok(slot.vouches_for(&fingerprint).then_some((file, fingerprint)))
     }
 
     /// Hashes the file of a blob, if nobody else has in the meantime. What is damaged is put away.

@@ -98,7 +98,7 @@ impl Journal {
     /// Hands everything that happened to the kernel.
     ///
     /// # Errors
-    /// [`Error::Disk`] when it is not written, or something before it was not. What waits is
+    /// [`crate::error::Error::Disk`] when it is not written, or something before it was not. What waits is
     /// written by a later flush, or is in the next checkpoint.
     pub fn flush(&mut self, index: &Mutex<Index>) -> Result<()> {
         let taken = lock(index).log.journal.as_mut().map(Stream::take).unwrap_or_default();
@@ -135,7 +135,7 @@ impl Journal {
 /// Writes the index anew. The index is locked for one shard at a time.
 ///
 /// # Errors
-/// [`Error::Disk`]; the journal that was there goes on.
+/// [`crate::error::Error::Disk`]; the journal that was there goes on.
 pub fn checkpoint(journal: &Mutex<Journal>, index: &Mutex<Index>) -> Result<()> {
     let path = lock(journal).path.with_extension("new");
     let outcome = write_checkpoint(journal, index, &path);

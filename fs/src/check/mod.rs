@@ -18,8 +18,9 @@ use crate::store::{self, Backend};
 
 /// How long one check may take. A part of 8 MiB at 1 Mbit/s would be too slow for anything.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How long the first request may take, in which a wrong configuration shows.
-const ACCESS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the first requests may take, in which a wrong configuration shows: an operator is told
+/// within 10 s.
+const ACCESS_DEADLINE: Duration = Duration::from_secs(9);
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -94,10 +95,7 @@ impl Probe {
         match tokio::time::timeout(deadline, probe).await {
             Ok(Ok((verdict, detail))) => Finding::new(check, verdict, detail),
             Ok(Err(e)) => Finding::new(check, Verdict::Failure, self.first.explain(&e)),
-            Err(_) => {
-                let detail = format!("no answer within {} s", deadline.as_secs());
-                Finding::new(check, Verdict::Failure, detail)
-            }
+            Err(_) => Finding::new(check, Verdict::Failure, self.first.explain_silence(deadline)),
         }
     }
 
@@ -127,10 +125,8 @@ pub async fn all(config: &Config, mut report: impl FnMut(&Finding)) -> bool {
             return false;
         }
     };
-    if let Config::Filesystem { root_directory } = config {
-        for finding in local::checks(root_directory) {
-            report(finding);
-        }
+    for finding in of_a_directory(config).await {
+        report(finding);
     }
     if report(probe.run("access", ACCESS_DEADLINE, probes::access(&probe)).await) {
         for (name, check) in probes::ALL {
@@ -139,6 +135,17 @@ pub async fn all(config: &Config, mut report: impl FnMut(&Finding)) -> bool {
         probe.clean_up().await;
     }
     is_well
+}
+
+/// What only applies to a directory. A server that goes away meanwhile does not keep us.
+async fn of_a_directory(config: &Config) -> Vec<Finding> {
+    let Config::Filesystem { root_directory } = config else { return Vec::new() };
+    let root = root_directory.clone();
+    let checks = tokio::task::spawn_blocking(move || local::checks(&root));
+    match tokio::time::timeout(DEADLINE, checks).await {
+        Ok(Ok(findings)) => findings,
+        _ => vec![Finding::new("mount", Verdict::Failure, "the directory does not answer")],
+    }
 }
 
 /// What `mount` asks before it mounts.
@@ -155,7 +162,7 @@ pub enum Readiness {
 }
 
 /// The short form: whether the storage lets us in, and whether one client reads at once what
-/// another has written.
+/// another has written. What else there is to say of a directory is logged.
 pub async fn readiness(config: &Config) -> Readiness {
     let probe = match Probe::open(config) {
         Ok(probe) => probe,
@@ -167,9 +174,15 @@ pub async fn readiness(config: &Config) -> Readiness {
             return Readiness::Unfit(probe.first.explain(&e));
         }
         Ok(Err(e)) => return Readiness::Unreachable(probe.first.explain(&e)),
-        Err(_) => {
-            let seconds = ACCESS_DEADLINE.as_secs();
-            return Readiness::Unreachable(format!("no answer within {seconds} s"));
+        Err(_) => return Readiness::Unreachable(probe.first.explain_silence(ACCESS_DEADLINE)),
+    }
+    for finding in of_a_directory(config).await {
+        match finding {
+            Finding { check: local::ATTRIBUTES, verdict: Verdict::Failure, detail } => {
+                return Readiness::Inconsistent(detail);
+            }
+            Finding { verdict: Verdict::Ok, .. } => {}
+            Finding { check, detail, .. } => tracing::warn!("{check}: {detail}"),
         }
     }
     let consistency = probe.run("read-after-write", DEADLINE, probes::read_after_write(&probe, 3));

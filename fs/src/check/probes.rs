@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::{
     StreamExt, TryStreamExt,
-    future::{BoxFuture, join_all},
+    future::{BoxFuture, join_all, try_join_all},
 };
 use object_store::{Error, ObjectStoreExt, PutMode, PutOptions, WriteMultipart, path::Path as Key};
 
@@ -18,6 +18,11 @@ const WRITERS: usize = 8;
 const RACES: usize = 5;
 /// A large object: two parts and a rest.
 const LARGE_BYTES: usize = (16 << 20) + 1;
+/// Slower than this a pull is felt to be slow: each blob takes a few requests, and a layer is a
+/// hundred MiB.
+const LATENCY_WARNING: Duration = Duration::from_millis(200);
+/// In MiB a second.
+const RATE_WARNING: f64 = 10.0;
 /// What signed requests tolerate is 5 to 15 minutes; what leases and sweeps tolerate, seconds.
 const SKEW_WARNING: Duration = Duration::from_secs(5);
 const SKEW_FAILURE: Duration = Duration::from_secs(240);
@@ -109,28 +114,16 @@ async fn list_after_write(probe: &Probe) -> Outcome {
 /// Whether of many writers of one name exactly one wins. Larder does not need it to be right, but
 /// to fetch a blob once for all nodes.
 async fn put_if_absent(probe: &Probe) -> Outcome {
-    let mut wrong = 0;
-    for race in 0..RACES {
-        let key = probe.key(format!("race-{race}"));
-        let attempts = (0..WRITERS).map(|writer| {
-            let backend = if writer % 2 == 0 { &probe.first } else { &probe.second };
-            let options = PutOptions::from(PutMode::Create);
-            backend.objects.put_opts(&key, content(writer).into(), options)
-        });
-        let mut winners = 0;
-        for attempt in join_all(attempts).await {
-            match attempt {
-                Ok(_) => winners += 1,
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
-                Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
-                    let detail = "not supported here: nodes may fetch the same blob twice";
-                    return Ok((Verdict::Warning, detail.to_owned()));
-                }
-                Err(e) => return Err(e),
-            }
+    // At the same time: some servers let those who lose wait for seconds.
+    let races = (0..RACES).map(|race| winners(probe, probe.key(format!("race-{race}"))));
+    let winners = match try_join_all(races).await {
+        Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {
+            let detail = "not supported here: nodes may fetch the same blob twice";
+            return Ok((Verdict::Warning, detail.to_owned()));
         }
-        wrong += usize::from(winners != 1);
-    }
+        winners => winners?,
+    };
+    let wrong = winners.into_iter().filter(|winners| *winners != 1).count();
     if wrong > 0 {
         let detail = format!(
             "not atomic: {wrong} of {RACES} races had not one winner; nodes may fetch the same \
@@ -139,6 +132,24 @@ async fn put_if_absent(probe: &Probe) -> Outcome {
         return Ok((Verdict::Warning, detail));
     }
     Ok((Verdict::Ok, format!("atomic: one winner in each of {RACES} races")))
+}
+
+/// How many of several writers of `key` are told that they created it.
+async fn winners(probe: &Probe, key: Key) -> object_store::Result<usize> {
+    let attempts = (0..WRITERS).map(|writer| {
+        let backend = if writer % 2 == 0 { &probe.first } else { &probe.second };
+        let options = PutOptions::from(PutMode::Create);
+        backend.objects.put_opts(&key, content(writer).into(), options)
+    });
+    let mut winners = 0;
+    for attempt in join_all(attempts).await {
+        match attempt {
+            Ok(_) => winners += 1,
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(winners)
 }
 
 /// Whether large objects can be sent in parts, and leave nothing when that is given up.
@@ -203,8 +214,14 @@ async fn speed(probe: &Probe) -> Outcome {
     read(&probe.second, &large_key).await?;
     let down = rate(sent.len(), started.elapsed());
     probe.first.objects.delete(&large_key).await?;
-    let latency_ms = times[times.len() / 2].as_secs_f64() * 1000.0;
+    let latency = times[times.len() / 2];
+    let latency_ms = latency.as_secs_f64() * 1000.0;
     let detail = format!("{latency_ms:.1} ms a read, {up:.0} MiB/s up, {down:.0} MiB/s down");
+    if latency > LATENCY_WARNING || up.min(down) < RATE_WARNING {
+        let advice =
+            "clients will wait for what no node has in its cache; is it the nearest storage?";
+        return Ok((Verdict::Warning, format!("{detail}: {advice}")));
+    }
     Ok((Verdict::Ok, detail))
 }
 

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    filesystem::{Filesystem, Kind, Opened},
+    filesystem::{Filesystem, Kind},
+    opened::Opened,
 };
 
 /// What readdir(3) is told of an inode that has no number yet; libfuse says the same.

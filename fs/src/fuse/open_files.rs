@@ -1,110 +1,143 @@
-//! What the kernel has open, and how it reaches the bytes.
+//! What the kernel has open.
 
 use std::{
     collections::HashMap,
     fs::File,
     io,
-    os::unix::fs::FileExt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use bytes::Bytes;
-use fuser::{BackingId, FileHandle, FopenFlags};
+use fuser::{BackingId, FileHandle};
 
-use super::passthrough::{Mode, Passthrough};
+use super::{
+    passthrough::{Mode, Passthrough},
+    warm::{Warm, WarmBlob},
+};
 use crate::{
+    cache::CachedBlob,
     error::{Error, Result},
-    filesystem::Opened,
+    opened::Opened,
 };
 
 /// What the kernel has open, by handle.
-#[derive(Default)]
 pub struct OpenFiles {
-    files: Mutex<HashMap<u64, Arc<Opened>>>,
+    files: Mutex<HashMap<u64, OpenFile>>,
     next: AtomicU64,
+    warm: Option<Mutex<Warm>>,
+    pub passthrough: Passthrough,
+}
+
+struct OpenFile {
+    opened: Arc<Opened>,
+    mode: Mode,
 }
 
 impl OpenFiles {
-    pub fn insert(&self, opened: Opened) -> FileHandle {
-        let handle = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.insert(handle, Arc::new(opened));
-        FileHandle(handle)
+    /// Nothing is open yet, over a cache of this size.
+    pub fn new(cache_bytes: u64) -> Self {
+        Self {
+            files: Mutex::default(),
+            next: AtomicU64::new(0),
+            warm: Warm::new(cache_bytes).map(Mutex::new),
+            passthrough: Passthrough::default(),
+        }
+    }
+
+    /// Opens an inode that is kept open, if it is.
+    pub fn reopen(&self, number: u64) -> Option<(FileHandle, Mode)> {
+        let mut warm = self.warm.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        match warm.get(number) {
+            Ok(kept) => {
+                let WarmBlob { blob, mode } = kept?;
+                // Before anybody can close what is kept.
+                self.passthrough.again(number);
+                drop(warm);
+                Some((self.keep(Opened::Blob(blob), mode.clone()), mode))
+            }
+            Err(changed) => {
+                drop(warm);
+                self.passthrough.close(number, &changed.mode);
+                None
+            }
+        }
+    }
+
+    /// The kernel has forgotten an inode: it will not be opened again.
+    pub fn forget(&self, number: u64) {
+        let Some(warm) = &self.warm else { return };
+        let forgotten = warm.lock().unwrap_or_else(PoisonError::into_inner).forget(number);
+        if let Some(warm) = forgotten {
+            self.passthrough.close(number, &warm.mode);
+        }
+    }
+
+    /// Keeps what was opened, and decides how the kernel reaches its bytes.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] as [`Passthrough::open`].
+    pub fn insert(
+        &self,
+        number: u64,
+        opened: Opened,
+        for_writing: bool,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Result<(FileHandle, Mode)> {
+        // What is written is hashed, counted and sent on by us.
+        let file = opened.file().filter(|_| !for_writing);
+        let otherwise = match opened {
+            Opened::Blob(_) => Mode::Cached,
+            // These grow, or have no length in advance.
+            _ => Mode::Direct,
+        };
+        let mode = match opened {
+            Opened::Report(_) => Mode::Direct,
+            _ => self.passthrough.open(number, file, otherwise, register)?,
+        };
+        if let Opened::Blob(blob) = &opened {
+            self.keep_warm(number, blob, &mode);
+        }
+        Ok((self.keep(opened, mode.clone()), mode))
+    }
+
+    fn keep_warm(&self, number: u64, blob: &Arc<CachedBlob>, mode: &Mode) {
+        let Some(warm) = &self.warm else { return };
+        let mut warm = warm.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warm.wants(number, blob) {
+            return;
+        }
+        self.passthrough.again(number);
+        let kept = WarmBlob { blob: Arc::clone(blob), mode: mode.clone() };
+        let cooled = warm.keep(number, kept);
+        drop(warm);
+        if let Some((number, cooled)) = cooled {
+            self.passthrough.close(number, &cooled.mode);
+        }
+    }
+
+    /// Keeps an open directory.
+    pub fn insert_directory(&self, opened: Opened) -> FileHandle {
+        self.keep(opened, Mode::Direct)
     }
 
     pub fn get(&self, handle: FileHandle) -> Result<Arc<Opened>> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.get(&handle.0).cloned().ok_or(Error::BadHandle)
+        files.get(&handle.0).map(|file| Arc::clone(&file.opened)).ok_or(Error::BadHandle)
     }
 
-    pub fn remove(&self, handle: FileHandle) {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-    }
-}
-
-impl Opened {
-    /// The file on local disk behind an open file, if there is one.
-    pub fn file(&self) -> Option<&File> {
-        match self {
-            Self::Blob(blob) => Some(blob.file()),
-            Self::Staged(staged, _) => Some(&staged.file),
-            Self::Report(_) | Self::Directory(_) => None,
+    pub fn remove(&self, number: u64, handle: FileHandle) {
+        let removed = self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
+        if let Some(file) = removed {
+            self.passthrough.close(number, &file.mode);
         }
     }
 
-    /// How the kernel has to treat a file that it does not pass through.
-    fn flags(&self) -> FopenFlags {
-        match self {
-            Self::Blob(_) => FopenFlags::FOPEN_KEEP_CACHE,
-            // A report has no size in advance, and a staged file is written through us.
-            Self::Report(_) | Self::Staged(..) => FopenFlags::FOPEN_DIRECT_IO,
-            Self::Directory(_) => FopenFlags::empty(),
-        }
-    }
-
-    /// The content from `offset` on, shorter than `size` only at the end.
-    pub fn read(&self, offset: u64, size: u32) -> Result<Bytes> {
-        if let Self::Report(content) = self {
-            let start = content.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
-            let end = content.len().min(start + size as usize);
-            return Ok(content.slice(start..end));
-        }
-        let file = self.file().ok_or(Error::IsDirectory)?;
-        let mut buffer = vec![0; size as usize];
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::disk("read a cached blob", e)),
-            }
-        }
-        buffer.truncate(filled);
-        Ok(buffer.into())
-    }
-
-    /// Writes `content` to a staged file that was opened for it.
-    pub fn write(&self, offset: u64, content: &[u8]) -> Result<()> {
-        let Self::Staged(staged, Some(_)) = self else { return Err(Error::BadHandle) };
-        let written = staged.file.write_all_at(content, offset);
-        written.map_err(|e| Error::disk("write an ingest", e))
-    }
-}
-
-/// How an open file is announced to the kernel: passed through, or read by way of us.
-pub fn announce(
-    passthrough: &Passthrough,
-    number: u64,
-    opened: &Opened,
-    register: impl FnOnce(&File) -> io::Result<BackingId>,
-) -> (Option<Arc<BackingId>>, FopenFlags) {
-    let mode = opened.file().map(|file| passthrough.open(number, file, register));
-    match mode {
-        Some(Mode::Backed(id)) => (Some(id), FopenFlags::FOPEN_NOFLUSH),
-        Some(Mode::Unbacked) | None => (None, opened.flags() | FopenFlags::FOPEN_NOFLUSH),
+    fn keep(&self, opened: Opened, mode: Mode) -> FileHandle {
+        let handle = self.next.fetch_add(1, Ordering::Relaxed);
+        let file = OpenFile { opened: Arc::new(opened), mode };
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(handle, file);
+        FileHandle(handle)
     }
 }

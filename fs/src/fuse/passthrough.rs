@@ -1,31 +1,53 @@
-//! FUSE passthrough: the kernel reads and writes a file on local disk by itself.
+//! How the kernel reaches the bytes of an open file: FUSE passthrough, where it reads and writes a
+//! file on local disk by itself, its page cache, or neither.
 //!
-//! The kernel refuses (EIO) to mix, on one inode at one time, opens that pass through with others,
-//! or to pass through to two registered files. So the first open decides for all that follow until
-//! the last is closed, and one registration serves them all.
+//! On one inode, at one time, the kernel refuses (EIO)
+//! - to open it any other way while it is passed through,
+//! - to pass it through while its pages are cached by way of us,
+//! - to pass it through to two registered files.
+//!
+//! While it is open directly, anything goes. So what is on its way is opened directly, the first
+//! open that passes through decides for those that follow, and one registration serves them all.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     fs::File,
     io,
+    os::unix::fs::MetadataExt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use fuser::BackingId;
+use fuser::{BackingId, FopenFlags};
+
+use crate::error::{Error, Result};
 
 /// How an open file reaches its bytes.
 #[derive(Clone)]
 pub enum Mode {
     /// Through the kernel, from the file registered under this number.
-    Backed(Arc<BackingId>),
-    /// Through this program.
-    Unbacked,
+    Passthrough(Arc<BackingId>),
+    /// Through this program, once: the kernel keeps the pages.
+    Cached,
+    /// Through this program, each time.
+    Direct,
 }
 
-/// The mode of every inode that is open.
+impl Mode {
+    /// What the kernel is told. That a file is closed is of no interest: what is written is there.
+    pub fn flags(&self) -> FopenFlags {
+        FopenFlags::FOPEN_NOFLUSH
+            | match self {
+                Self::Passthrough(_) => FopenFlags::empty(),
+                Self::Cached => FopenFlags::FOPEN_KEEP_CACHE,
+                Self::Direct => FopenFlags::FOPEN_DIRECT_IO,
+            }
+    }
+}
+
+/// The inodes that are open other than directly.
 #[derive(Default)]
 pub struct Passthrough {
     inodes: Mutex<HashMap<u64, OpenInode>>,
@@ -35,38 +57,64 @@ pub struct Passthrough {
 struct OpenInode {
     mode: Mode,
     opens: usize,
+    /// Device and number of the file behind it.
+    file: (u64, u64),
 }
 
 impl Passthrough {
-    /// Counts one more open of an inode whose content is in `file`, and says how to do it.
+    /// Counts one more open of an inode, whose content is in `file` if that is given. Where the
+    /// kernel does not pass it through, it is opened as `otherwise` says.
+    ///
+    /// # Errors
+    /// [`Error::Stale`] when the content is elsewhere than that of the opens before: the inode has
+    /// to be another one.
     pub fn open(
         &self,
         number: u64,
-        file: &File,
+        file: Option<&File>,
+        otherwise: Mode,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Mode {
+    ) -> Result<Mode> {
+        let explain = |e| Error::disk("stat an open file", e);
+        let metadata = file.map(File::metadata).transpose().map_err(explain)?;
+        let identity = metadata.map(|metadata| (metadata.dev(), metadata.ino()));
         let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
-        match inodes.entry(number) {
-            Entry::Occupied(mut inode) => {
-                inode.get_mut().opens += 1;
-                inode.get().mode.clone()
+        match (inodes.get_mut(&number), file.zip(identity)) {
+            (Some(inode), Some((_, identity))) if inode.file == identity => {
+                inode.opens += 1;
+                Ok(inode.mode.clone())
             }
-            Entry::Vacant(vacant) => {
-                let mode = self.register(file, register);
-                vacant.insert(OpenInode { mode: mode.clone(), opens: 1 });
-                mode
+            (Some(_), _) => Err(Error::Stale),
+            (None, None) => Ok(Mode::Direct),
+            (None, Some((file, identity))) => {
+                let mode = self.register(file, register).map_or(otherwise, Mode::Passthrough);
+                if !matches!(mode, Mode::Direct) {
+                    let inode = OpenInode { mode: mode.clone(), opens: 1, file: identity };
+                    inodes.insert(number, inode);
+                }
+                Ok(mode)
             }
         }
     }
 
-    /// Counts one open less; the last ends the registration.
-    pub fn close(&self, number: u64) {
+    /// Counts one more open of an inode that is open, as it is.
+    pub fn again(&self, number: u64) {
         let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut inode) = inodes.entry(number) {
-            inode.get_mut().opens -= 1;
-            if inode.get().opens == 0 {
-                inode.remove();
-            }
+        if let Some(inode) = inodes.get_mut(&number) {
+            inode.opens += 1;
+        }
+    }
+
+    /// Counts one open less; the last ends the registration.
+    pub fn close(&self, number: u64, mode: &Mode) {
+        if matches!(mode, Mode::Direct) {
+            return;
+        }
+        let mut inodes = self.inodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(inode) = inodes.get_mut(&number) else { return };
+        inode.opens -= 1;
+        if inode.opens == 0 {
+            inodes.remove(&number);
         }
     }
 
@@ -77,12 +125,16 @@ impl Passthrough {
         }
     }
 
-    fn register(&self, file: &File, register: impl FnOnce(&File) -> io::Result<BackingId>) -> Mode {
+    fn register(
+        &self,
+        file: &File,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
         if self.is_unavailable.load(Ordering::Relaxed) {
-            return Mode::Unbacked;
+            return None;
         }
         match register(file) {
-            Ok(id) => Mode::Backed(Arc::new(id)),
+            Ok(id) => Some(Arc::new(id)),
             Err(e) => {
                 let advice = match e.raw_os_error() {
                     Some(libc::EPERM) => "larder-fs needs CAP_SYS_ADMIN for it",
@@ -93,7 +145,7 @@ impl Passthrough {
                     _ => "the kernel refused to register a file of the cache",
                 };
                 self.give_up(&format!("{advice} ({e})"));
-                Mode::Unbacked
+                None
             }
         }
     }

@@ -42,10 +42,14 @@ pub fn open(config: &Azure) -> Result<Backend, String> {
     let objects = builder.build().map_err(|e| format!("storage.azure: {e}"))?;
     Ok(Backend {
         objects: Arc::new(objects),
+        // Azure removes blocks that were not committed a week after the last of them came, and has no
+        // call for it (REST API, "Put Block").
+        leftovers: None,
         root_directory: config.root_directory.clone(),
         part_bytes: PART_BYTES,
         attributes: Attributes::new(),
         mistaken_key,
+        endpoint_key: "storage.azure.serviceurl (or accountname)",
     })
 }
 
@@ -61,8 +65,6 @@ fn mistaken_key(error: &object_store::Error) -> Option<&'static str> {
         Some("storage.azure.container")
     } else if says(&["401 Unauthorized", "403 Forbidden", "AuthenticationFailed"]) {
         Some("storage.azure.accountkey (or credentials)")
-    } else if says(&["HTTP error"]) {
-        Some("storage.azure.serviceurl (or accountname)")
     } else {
         None
     }

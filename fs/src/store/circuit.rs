@@ -3,15 +3,20 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use object_store::Error as StoreError;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 
 /// How many operations in a row must fail before the storage counts as down.
 const FAILURES_MAX: u32 = 5;
+/// How many of them one is that got no answer before its deadline: whoever asked has waited long.
+const FAILURES_OF_SILENCE: u32 = 3;
+/// How long the one may wait that finds out whether a storage that is down is back.
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long nothing is asked of a storage that is down; it doubles with each failed attempt.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
@@ -39,7 +44,7 @@ impl Circuit {
         deadline: Duration,
         future: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T> {
-        self.admit()?;
+        let deadline = self.admit(deadline)?;
         let outcome = match tokio::time::timeout(deadline, future).await {
             Ok(outcome) => outcome.map_err(|e| Error::storage(operation, e)),
             Err(_) => Err(Error::TimedOut),
@@ -49,17 +54,17 @@ impl Circuit {
     }
 
     /// Lets an operation through, unless the storage counts as down. Then one operation for each
-    /// pause is let through, to see whether it is back.
-    fn admit(&self) -> Result<()> {
+    /// pause is let through, to see whether it is back. Gives the operation's deadline.
+    fn admit(&self, deadline: Duration) -> Result<Duration> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         match state.next_attempt {
             Some(next) if now < next => Err(Error::Down),
             Some(_) => {
                 state.next_attempt = Some(now + state.pause());
-                Ok(())
+                Ok(deadline.min(ATTEMPT_DEADLINE))
             }
-            None => Ok(()),
+            None => Ok(deadline),
         }
     }
 
@@ -73,15 +78,15 @@ impl Circuit {
             *state = State::default();
             return;
         };
-        state.failures = state.failures.saturating_add(1);
-        if state.failures == FAILURES_MAX {
-            tracing::error!(
-                "the shared storage counts as down after {FAILURES_MAX} failures: {error}"
-            );
+        let count = if matches!(error, Error::TimedOut) { FAILURES_OF_SILENCE } else { 1 };
+        state.failures = state.failures.saturating_add(count);
+        if state.failures < FAILURES_MAX {
+            return;
         }
-        if state.failures >= FAILURES_MAX {
-            state.next_attempt = Some(Instant::now() + state.pause());
+        if state.next_attempt.is_none() {
+            tracing::error!("the shared storage counts as down after several failures: {error}");
         }
+        state.next_attempt = Some(Instant::now() + state.pause());
     }
 }
 
@@ -113,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    const DEADLINE: Duration = Duration::from_secs(1);
+    const DEADLINE: Duration = Duration::from_secs(20);
 
     fn failure() -> Result<(), StoreError> {
         Err(StoreError::Generic { store: "test", source: "down".into() })
@@ -125,6 +130,24 @@ mod tests {
         let hangs = pending::<Result<(), StoreError>>();
         let outcome = Circuit::default().run("read", DEADLINE, hangs).await;
         assert_eq!(outcome.unwrap_err().errno(), libc::ETIMEDOUT);
+    }
+
+    /// "A storage that is down costs milliseconds, not minutes, after the first failures."
+    #[tokio::test(start_paused = true)]
+    async fn a_storage_that_is_silent_costs_two_deadlines_and_then_little() {
+        let circuit = Circuit::default();
+        let started = Instant::now();
+        let ask = || circuit.run("read", DEADLINE, pending::<Result<(), StoreError>>());
+        for _ in 0..2 {
+            assert!(matches!(ask().await, Err(Error::TimedOut)));
+        }
+        assert!(matches!(ask().await, Err(Error::Down)));
+        assert_eq!(started.elapsed(), 2 * DEADLINE);
+
+        circuit.0.lock().unwrap().next_attempt = Some(Instant::now());
+        assert!(matches!(ask().await, Err(Error::TimedOut)));
+        assert_eq!(started.elapsed(), 2 * DEADLINE + ATTEMPT_DEADLINE);
+        assert!(matches!(ask().await, Err(Error::Down)));
     }
 
     #[tokio::test]

@@ -20,9 +20,9 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path as FilePath,
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -42,8 +42,10 @@ use self::{
     names::Root,
     staged::{IfExists, Staged},
 };
-use super::{Backend, PART_BYTES};
+use super::{Backend, Leftovers, PART_BYTES};
 
+/// How long the directory may take to be opened, in which a wrong configuration shows.
+const OPEN_DEADLINE: Duration = Duration::from_secs(9);
 /// How many threads may wait for the directory. An NFS server that is away keeps them all, and the
 /// local cache needs threads, too.
 const CALLS_MAX: usize = 64;
@@ -57,12 +59,31 @@ const DELETES: usize = 10;
 /// # Errors
 /// A sentence that names the key to look at.
 pub fn open(root: &FilePath) -> Result<Backend, String> {
+    let directory = open_in_time(root)?;
     Ok(Backend {
-        objects: Arc::new(Directory::open(root)?),
+        objects: Arc::new(directory.clone()),
+        leftovers: Some(Arc::new(directory)),
         root_directory: String::new(),
         part_bytes: PART_BYTES,
         attributes: Attributes::new(),
         mistaken_key,
+        endpoint_key: "storage.filesystem.rootdirectory",
+    })
+}
+
+/// Whoever waits for an export whose server is away waits for as long as it is away.
+fn open_in_time(root: &FilePath) -> Result<Directory, String> {
+    let (send, opened) = mpsc::channel();
+    let path = root.to_owned();
+    let open = move || drop(send.send(Directory::open(&path)));
+    let opener = thread::Builder::new().name("open".to_owned()).spawn(open);
+    opener.map_err(|e| format!("no thread to open {}: {e}", root.display()))?;
+    opened.recv_timeout(OPEN_DEADLINE).unwrap_or_else(|_| {
+        Err(format!(
+            "storage.filesystem.rootdirectory: {} did not answer within {} s; is its server away?",
+            root.display(),
+            OPEN_DEADLINE.as_secs()
+        ))
     })
 }
 
@@ -103,18 +124,9 @@ impl Directory {
         let unopened = |e: &dyn std::fmt::Display| {
             explain(format!("cannot be opened: {e}; create it, or mount the export there"))
         };
-        let inner = LocalFileSystem::new_with_prefix(path).map_err(|e| unopened(&e))?;
         let root = Arc::new(Root::open(path).map_err(|e| unopened(&e))?);
+        let inner = LocalFileSystem::new_with_prefix(path).map_err(|e| unopened(&e))?;
         staged::try_out(&root).map_err(explain)?;
-
-        let swept = Arc::clone(&root);
-        let sweep = move || {
-            if let Err(e) = staged::sweep_leftovers(&swept) {
-                tracing::warn!("cannot remove what a crash has left in the storage: {e}");
-            }
-        };
-        let sweeper = thread::Builder::new().name("sweep".to_owned()).spawn(sweep);
-        sweeper.map_err(|e| format!("no thread to sweep leftovers: {e}"))?;
         Ok(Self { root, inner, calls: Arc::new(Semaphore::new(CALLS_MAX)) })
     }
 
@@ -366,6 +378,15 @@ impl ObjectStore for Directory {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[async_trait]
+impl Leftovers for Directory {
+    /// It may wait for a node that died: see [`Staged::publish`].
+    async fn sweep(&self, older_than: Duration) -> Result<usize> {
+        let sweep = self.blocking(move |root| staged::sweep_leftovers(root, older_than));
+        sweep.await?.map_err(|e| generic(e.into()))
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::{error::Error as _, time::Duration};
 
-use object_store::{ClientConfigKey, ClientOptions, RetryConfig};
+use object_store::{
+    ClientConfigKey, ClientOptions, RetryConfig,
+    client::{HttpError, HttpErrorKind},
+};
 
 /// How long one request may take from its first byte to its last: a part of 8 MiB on a slow line.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,7 +34,7 @@ pub fn retry() -> RetryConfig {
 
 /// Everything that an error says, its causes included, to search in: the library's own types for
 /// what a server answered are not public.
-pub fn text(error: &object_store::Error) -> String {
+pub fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -41,11 +44,35 @@ pub fn text(error: &object_store::Error) -> String {
     text
 }
 
+/// Whether there was no connection, or no answer: it may be back in a minute. A certificate that is
+/// not trusted will not.
+pub fn is_unreachable(error: &object_store::Error) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<HttpError>() {
+            return matches!(error.kind(), HttpErrorKind::Connect | HttpErrorKind::Timeout)
+                && !text(error).contains("certificate");
+        }
+        source = cause.source();
+    }
+    false
+}
+
 /// Why a request failed, in a few words: the code that the server answered with, or else the
 /// first cause.
 pub fn cause(error: &object_store::Error) -> String {
     let text = text(error);
-    let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
     let last = || text.lines().last().unwrap_or_default();
-    code.map_or_else(last, |(code, _)| code).chars().take(CAUSE_MAX_CHARS).collect()
+    let cause = element(&text, "Code").unwrap_or_else(last);
+    let cause: String = cause.chars().take(CAUSE_MAX_CHARS).collect();
+    match element(&text, "Region") {
+        Some(region) => format!("{cause}: the bucket is in {region}"),
+        None => cause,
+    }
+}
+
+/// An element of what S3, and those that speak like it, answer to a request that fails.
+pub fn element<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = answer.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once("</")?.0)
 }

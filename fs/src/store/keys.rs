@@ -32,7 +32,21 @@ impl Keys {
 
     /// What all blobs of an algorithm lie below.
     pub fn blobs(&self, algorithm: Algorithm) -> Path {
-        self.v2.clone().join("blobs").join(algorithm.as_str())
+        self.all_blobs().join(algorithm.as_str())
+    }
+
+    /// What all blobs lie below.
+    pub fn all_blobs(&self) -> Path {
+        self.v2.clone().join("blobs")
+    }
+
+    /// The digest of the blob whose content is, or was to be, in the object `key`.
+    pub fn digest_of(&self, key: &str) -> Option<Digest> {
+        let below = key.strip_prefix(self.all_blobs().as_ref())?.strip_prefix('/')?;
+        let (algorithm, below) = below.split_once('/')?;
+        let hex = below.strip_suffix("/data")?.rsplit('/').next()?;
+        let digest = Digest::new(algorithm.parse().ok()?, hex).ok()?;
+        (self.blob(&digest).as_ref() == key).then_some(digest)
     }
 
     /// What all repositories, or those whose name begins with `repository/`, lie below.
@@ -114,6 +128,15 @@ mod tests {
             keys.link(&member(Membership::Layer)).as_ref(),
             format!("{of_repository}/_layers/sha256/{hex}/link")
         );
+        assert_eq!(keys.digest_of(keys.blob(&digest).as_ref()), Some(digest.clone()));
+        for foreign in [
+            format!("{of_repository}/_uploads/e3/{hex}/data"),
+            format!("{v2}/blobs/sha256/e3/{hex}/data2"),
+            format!("{v2}/blobs/sha256/00/{hex}/data"),
+            format!("other{v2}/blobs/sha256/e3/{hex}/data"),
+        ] {
+            assert_eq!(keys.digest_of(&foreign), None, "{foreign}");
+        }
         assert_eq!(
             Keys::new("").blobs(Algorithm::Sha512).as_ref(),
             "docker/registry/v2/blobs/sha512"

@@ -8,11 +8,15 @@ mod directory;
 mod gcs;
 mod http;
 mod keys;
+mod leftovers;
 mod oss;
 mod s3;
 mod swift;
+mod upload;
 
 use std::{
+    fmt,
+    future::ready,
     num::NonZeroUsize,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -28,17 +32,23 @@ use larder_config::Storage as Config;
 use larder_layout::{Algorithm, Digest, Link, Membership, Repository};
 use lru::LruCache;
 use object_store::{
-    Attributes, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions,
-    PutPayload, WriteMultipart, path::Path,
+    Attributes, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions,
+    PutOptions, PutPayload, path::Path,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 
 use self::{circuit::Circuit, keys::Keys};
+pub use self::{
+    leftovers::{Leftovers, sweep_hourly},
+    upload::Upload,
+};
 use crate::error::{Error, Result};
 
 /// How much of a blob is asked for, or sent, in one request. A quarter of a second at 256 Mbit/s:
 /// long enough to fill a connection across an ocean, short enough to be tried again.
 pub const PART_BYTES: u64 = 8 << 20;
+/// How many parts are sent at a time, of all blobs: with [`PART_BYTES`], 128 MiB of memory.
+const PARTS_IN_FLIGHT_MAX: usize = 16;
 /// How long an operation may take that moves no content, with all its attempts.
 const NAME_DEADLINE: Duration = Duration::from_secs(20);
 /// How long one that moves a part may take.
@@ -46,10 +56,8 @@ const PART_DEADLINE: Duration = Duration::from_secs(60);
 /// How long completing an upload may take: the last parts, and the server's putting them together,
 /// which a directory does by syncing all of it.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(300);
-/// The most parts that Swift accepts in one object; S3 takes 10,000.
-const PARTS_MAX: u64 = 1_000;
-/// What the HTTP client says when it gets no connection.
-const UNREACHABLE: [&str; 3] = ["dns error", "Connection refused", "connect timed out"];
+/// How long a sweep of leftovers may take. What it does not come to, a later one does.
+const SWEEP_DEADLINE: Duration = Duration::from_secs(600);
 /// How many damaged blobs are remembered.
 const DAMAGED_MAX: NonZeroUsize = NonZeroUsize::new(10_000).unwrap();
 /// A link holds `<algorithm>:<hex>`: at most 135 bytes. More is not a link.
@@ -58,9 +66,11 @@ const LINK_MAX_BYTES: u64 = 256;
 /// The storage that all nodes share.
 pub struct Storage {
     objects: Arc<dyn ObjectStore>,
-    circuit: Circuit,
+    leftovers: Option<Arc<dyn Leftovers>>,
+    circuit: Arc<Circuit>,
     keys: Keys,
     part_bytes: u64,
+    parts_in_flight: Arc<Semaphore>,
     /// Sent with every object.
     attributes: Attributes,
     /// Blobs that did not hash to their name when they were read.
@@ -71,6 +81,8 @@ pub struct Storage {
 pub struct Backend {
     /// Its objects.
     pub objects: Arc<dyn ObjectStore>,
+    /// What killed nodes have left in it, unless the system removes that by itself.
+    pub leftovers: Option<Arc<dyn Leftovers>>,
     /// What every key begins with; may be empty.
     pub root_directory: String,
     /// How much of a large blob is sent in one request.
@@ -79,24 +91,36 @@ pub struct Backend {
     pub attributes: Attributes,
     /// The key of the configuration to look at for an error that shows a mistake in it.
     pub mistaken_key: fn(&object_store::Error) -> Option<&'static str>,
+    /// The key that says where the storage is.
+    pub endpoint_key: &'static str,
 }
 
 impl Backend {
     /// Whether an error shows a mistake in the configuration for certain. A server that cannot be
     /// reached may be one, or be back in a minute.
     pub fn is_misconfigured(&self, error: &object_store::Error) -> bool {
-        let said = format!("{error:?}");
-        let is_unreachable = UNREACHABLE.iter().any(|text| said.contains(text));
-        (self.mistaken_key)(error).is_some() && !is_unreachable
+        (self.mistaken_key)(error).is_some() && !http::is_unreachable(error)
     }
 
     /// An error in one sentence, with the key of the configuration to look at.
     pub fn explain(&self, error: &object_store::Error) -> String {
         let said = http::cause(error);
+        if let Some(start) = said.find("storage.") {
+            // A sentence of ours.
+            return said[start..].to_owned();
+        }
         match (self.mistaken_key)(error) {
             Some(key) => format!("{key}: the storage cannot be used: {said}"),
+            None if http::is_unreachable(error) => {
+                format!("{}: the storage cannot be reached: {said}", self.endpoint_key)
+            }
             None => format!("{}: {said}", self.objects),
         }
+    }
+
+    /// The same for a storage that did not answer within `deadline`.
+    pub fn explain_silence(&self, deadline: Duration) -> String {
+        format!("{}: no answer within {} s", self.endpoint_key, deadline.as_secs())
     }
 }
 
@@ -133,10 +157,36 @@ impl From<&ObjectMeta> for BlobMeta {
 impl Storage {
     /// A storage over any system.
     pub fn new(backend: Backend) -> Self {
-        let Backend { objects, root_directory, part_bytes, attributes, .. } = backend;
-        let keys = Keys::new(&root_directory);
-        let damaged = Mutex::new(LruCache::new(DAMAGED_MAX));
-        Self { objects, circuit: Circuit::default(), keys, part_bytes, attributes, damaged }
+        let Backend { objects, leftovers, root_directory, part_bytes, attributes, .. } = backend;
+        Self {
+            objects,
+            leftovers,
+            circuit: Arc::default(),
+            keys: Keys::new(&root_directory),
+            part_bytes,
+            parts_in_flight: Arc::new(Semaphore::new(PARTS_IN_FLIGHT_MAX)),
+            attributes,
+            damaged: Mutex::new(LruCache::new(DAMAGED_MAX)),
+        }
+    }
+
+    /// How much of a large blob is sent in one request.
+    pub fn part_bytes(&self) -> u64 {
+        self.part_bytes
+    }
+
+    /// Removes uploads that were neither completed nor aborted and are as old as `older_than`, and
+    /// tells how many there were. Nobody waits for it, and how it ends says nothing about what the
+    /// others ask of the storage: it goes around the circuit breaker.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] after ten minutes, and what the storage says.
+    pub async fn sweep_leftovers(&self, older_than: Duration) -> Result<usize> {
+        let Some(leftovers) = &self.leftovers else { return Ok(0) };
+        match timeout(SWEEP_DEADLINE, leftovers.sweep(older_than)).await {
+            Ok(swept) => swept.map_err(|e| Error::storage("sweep leftovers", not_a_miss(e))),
+            Err(_) => Err(Error::TimedOut),
+        }
     }
 
     /// Size and age of a blob.
@@ -153,14 +203,28 @@ impl Storage {
         Ok(BlobMeta::from(&meta))
     }
 
-    /// A range of a blob's content, unverified.
+    /// A range of a blob's content, unverified, as it arrives. The range is not empty.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the blob is gone.
-    pub async fn read_blob(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes> {
+    /// [`Error::NotFound`] when the blob is gone, [`Error::Storage`] when it has another length
+    /// than `size_bytes`, as it was told before.
+    pub async fn read_blob(
+        &self,
+        digest: &Digest,
+        size_bytes: u64,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes>>> {
         let key = self.keys.blob(digest);
-        let get = self.objects.get_range(&key, range);
-        self.circuit.run(format!("read {key}"), PART_DEADLINE, get).await
+        let options = GetOptions { range: Some(range.into()), ..Default::default() };
+        let get = self.objects.get_opts(&key, options);
+        let found = self.circuit.run(format!("read {key}"), NAME_DEADLINE, get).await?;
+        if found.meta.size != size_bytes {
+            let source = format!("it has {} bytes now, not {size_bytes}", found.meta.size).into();
+            let source = object_store::Error::Generic { store: "blob", source };
+            return Err(Error::storage(format!("read {key}"), source));
+        }
+        let content = found.into_stream();
+        Ok(content.map_err(move |e| Error::storage(format!("read {key}"), e)).boxed())
     }
 
     /// Publishes a blob that was verified before, in one request.
@@ -168,19 +232,16 @@ impl Storage {
         self.put(self.keys.blob(digest), content.into()).await
     }
 
-    /// Begins a large blob of `size_bytes`, to be sent in parts. Nothing of it is visible before
+    /// Begins a large blob, to be sent in parts. Nothing of it is visible before
     /// [`Upload::complete`].
-    pub async fn upload_blob(&self, digest: &Digest, size_bytes: u64) -> Result<Upload<'_>> {
+    pub async fn upload_blob(self: &Arc<Self>, digest: &Digest) -> Result<Upload> {
         let key = self.keys.blob(digest);
         let options =
             PutMultipartOptions { attributes: self.attributes.clone(), ..Default::default() };
         let begin = self.objects.put_multipart_opts(&key, options).map_err(not_a_miss);
         let operation = format!("begin upload of {key}");
-        let upload = self.circuit.run(operation, NAME_DEADLINE, begin).await?;
-        let part_bytes = self.part_bytes.max(size_bytes.div_ceil(PARTS_MAX));
-        let part_bytes = usize::try_from(part_bytes).unwrap_or(usize::MAX);
-        let parts = WriteMultipart::new_with_chunk_size(upload, part_bytes);
-        Ok(Upload { parts, key, circuit: &self.circuit })
+        let parts = self.circuit.run(operation, NAME_DEADLINE, begin).await?;
+        Ok(Upload::new(Arc::clone(self), key, parts))
     }
 
     /// Remembers that what is stored under `digest` does not hash to it.
@@ -242,29 +303,23 @@ impl Storage {
         self.circuit.run(format!("write {key}"), PART_DEADLINE, put).await.map(drop)
     }
 
-    /// Every blob of an algorithm, page by page.
+    /// Every blob of an algorithm, page by page. It ends with the first error.
     pub fn list_blobs(
         &self,
         algorithm: Algorithm,
     ) -> BoxStream<'static, Result<(Digest, BlobMeta)>> {
         let prefix = self.keys.blobs(algorithm);
         let objects = self.objects.list(Some(&prefix));
-        let blobs = stream::unfold(objects, move |mut objects| {
-            let operation = format!("list {prefix}");
+        let (circuit, operation) = (Arc::clone(&self.circuit), format!("list {prefix}"));
+        let objects = stream::try_unfold(objects, move |mut objects| {
+            let (circuit, operation) = (Arc::clone(&circuit), operation.clone());
             async move {
-                loop {
-                    let object = match timeout(PART_DEADLINE, objects.next()).await {
-                        Ok(object) => object?.map_err(|e| Error::storage(operation.clone(), e)),
-                        Err(_) => Err(Error::TimedOut),
-                    };
-                    let blob = object.map(|meta| blob_of_key(algorithm, &meta)).transpose();
-                    if let Some(blob) = blob {
-                        return Some((blob, objects));
-                    }
-                }
+                let next = circuit.run(operation, PART_DEADLINE, objects.try_next()).await?;
+                Ok(next.map(|object| (object, objects)))
             }
         });
-        blobs.boxed()
+        let blobs = move |meta: ObjectMeta| ready(Ok(blob_of_key(algorithm, &meta)));
+        objects.try_filter_map(blobs).boxed()
     }
 
     /// The components below `repositories/`, or below one: repositories, first components of
@@ -294,51 +349,11 @@ impl Storage {
         let names = list.common_prefixes.iter().filter_map(|path| path.filename());
         Ok(names.map(str::to_owned).collect())
     }
-
-    /// One blob's content from the first to the last byte, in parts that are fetched ahead.
-    pub fn stream_blob(
-        self: &Arc<Self>,
-        digest: &Digest,
-        size_bytes: u64,
-        connections: usize,
-    ) -> BoxStream<'static, Result<Bytes>> {
-        let starts = (0..size_bytes).step_by(PART_BYTES as usize);
-        let (storage, digest) = (Arc::clone(self), digest.clone());
-        let parts = stream::iter(starts).map(move |start| {
-            let (storage, digest) = (Arc::clone(&storage), digest.clone());
-            let range = start..(start + PART_BYTES).min(size_bytes);
-            async move { storage.read_blob(&digest, range).await }
-        });
-        parts.buffered(connections).into_stream().boxed()
-    }
 }
 
-/// A large blob on its way into the storage.
-pub struct Upload<'a> {
-    parts: WriteMultipart,
-    key: Path,
-    circuit: &'a Circuit,
-}
-
-impl Upload<'_> {
-    /// Sends the next piece of the content, once fewer than `connections` parts are on their way.
-    pub async fn write(&mut self, content: Bytes, connections: usize) -> Result<()> {
-        let capacity = self.parts.wait_for_capacity(connections);
-        self.circuit.run(format!("upload {}", self.key), PART_DEADLINE, capacity).await?;
-        self.parts.put(content);
-        Ok(())
-    }
-
-    /// Makes the blob visible, durably.
-    pub async fn complete(self) -> Result<()> {
-        let operation = format!("complete upload of {}", self.key);
-        self.circuit.run(operation, COMPLETE_DEADLINE, self.parts.finish()).await.map(drop)
-    }
-
-    /// Takes back what was sent.
-    pub async fn abort(self) -> Result<()> {
-        let operation = format!("abort upload of {}", self.key);
-        self.circuit.run(operation, NAME_DEADLINE, self.parts.abort()).await
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.objects.fmt(f)
     }
 }
 

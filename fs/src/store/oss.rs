@@ -17,7 +17,7 @@ use http::{
 };
 use larder_config::Oss as Config;
 use object_store::{
-    Attributes, ClientOptions, Result,
+    Attributes, ClientOptions, Error, Result,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     client::{
         HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody,
@@ -26,23 +26,27 @@ use object_store::{
 };
 use reqsign_aliyun_oss::{Credential, RequestSigner, SigningVersion};
 use reqsign_core::{Context, SignRequest};
+use reqwest::Url;
 use tokio::sync::OnceCell;
 
-use super::{Backend, http as shared};
+use super::{
+    Backend, http as shared,
+    leftovers::{self, Requests, Uploads},
+};
 
 const COPY_SOURCE: HeaderName = HeaderName::from_static("x-oss-copy-source");
 const FORBID_OVERWRITE: HeaderName = HeaderName::from_static("x-oss-forbid-overwrite");
 const ENCRYPTION: HeaderName = HeaderName::from_static("x-oss-server-side-encryption");
 const ENCRYPTION_KEY: HeaderName = HeaderName::from_static("x-oss-server-side-encryption-key-id");
-/// As much of an answer's body as is searched for its code.
-const CODE_MAX_CHARS: usize = 64;
+/// As much of a server's word as is told.
+const ELEMENT_MAX_CHARS: usize = 64;
 
 /// What our own sentences name.
 const KEYS: [&str; 4] = [
     "storage.oss.accesskeyid",
     "storage.oss.accesskeysecret",
     "storage.oss.bucket",
-    "storage.oss.endpoint",
+    "storage.oss.region",
 ];
 
 /// The store of a `storage.oss` section.
@@ -51,6 +55,9 @@ const KEYS: [&str; 4] = [
 /// A sentence that names the key to look at.
 pub fn open(config: &Config) -> Result<Backend, String> {
     let connector = Connector { dialect: Arc::new(Dialect::new(config)?) };
+    let connections = shared::client(Some(&config.endpoint), false);
+    let explain = |e: Error| format!("storage.oss: {e}");
+    let client = connector.connect(&connections).map_err(explain)?;
     let objects = AmazonS3Builder::new()
         .with_bucket_name(&config.bucket)
         .with_region(&config.region)
@@ -59,23 +66,45 @@ pub fn open(config: &Config) -> Result<Backend, String> {
         .with_skip_signature(true)
         // OSS wants an MD5 with it, and a cache deletes little.
         .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
-        .with_client_options(shared::client(Some(&config.endpoint), false))
+        .with_client_options(connections)
         .with_retry(shared::retry())
         .with_http_connector(connector)
         .build()
-        .map_err(|e| format!("storage.oss: {e}"))?;
+        .map_err(explain)?;
+    let bucket = config.endpoint.parse().map_err(|e| format!("storage.oss.endpoint: {e}"))?;
+    let requests = Unsigned(bucket);
+    let leftovers = Uploads::new(objects.clone(), requests, client, &config.root_directory);
     Ok(Backend {
         objects: Arc::new(objects),
+        leftovers: Some(Arc::new(leftovers)),
         root_directory: config.root_directory.clone(),
         part_bytes: config.chunk_size_bytes,
         attributes: Attributes::new(),
         mistaken_key,
+        endpoint_key: "storage.oss.endpoint (or region)",
     })
 }
 
-fn mistaken_key(error: &object_store::Error) -> Option<&'static str> {
-    let said = format!("{error:?}");
+fn mistaken_key(error: &Error) -> Option<&'static str> {
+    let said = shared::text(error);
+    if said.contains("certificate") {
+        return Some(
+            "storage.oss.endpoint, whose certificate has to be one that the system trusts",
+        );
+    }
     KEYS.into_iter().find(|key| said.contains(key))
+}
+
+/// Asks the bucket; the connection signs what it is given.
+struct Unsigned(Url);
+
+#[async_trait]
+impl Requests for Unsigned {
+    async fn get_bucket(&self, query: Vec<(&'static str, String)>) -> Result<HttpRequest> {
+        let mut url = self.0.clone();
+        url.query_pairs_mut().extend_pairs(query);
+        leftovers::get(&url)
+    }
 }
 
 /// How S3's requests become OSS's.
@@ -188,20 +217,7 @@ impl Translator {
     ) -> Result<HttpResponse, HttpError> {
         self.dialect.translate(&mut parts);
         self.dialect.sign(&mut parts).await?;
-        let answer = self.inner.execute(HttpRequest::from_parts(parts, body)).await;
-        answer.map_err(|e| match e.kind() {
-            HttpErrorKind::Connect => {
-                let cause = last_cause(&e);
-                HttpError::new(
-                    HttpErrorKind::Connect,
-                    Mistake(format!(
-                        "storage.oss.endpoint, storage.oss.region: {} cannot be reached: {cause}",
-                        self.dialect.endpoint
-                    )),
-                )
-            }
-            _ => e,
-        })
+        self.inner.execute(HttpRequest::from_parts(parts, body)).await
     }
 
     /// What the bucket says to a listing of one key: HEAD is answered without a code, so that a
@@ -230,9 +246,11 @@ impl Translator {
         let (mut parts, body) = answer.into_parts();
         let body = body.bytes().await?;
         let text = String::from_utf8_lossy(&body);
-        let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
-        let code = code.map_or("", |(code, _)| code);
-        let code: String = code.chars().take(CODE_MAX_CHARS).collect();
+        let element = |name| -> String {
+            let element = shared::element(&text, name).unwrap_or_default();
+            element.chars().take(ELEMENT_MAX_CHARS).collect()
+        };
+        let (code, endpoint) = (element("Code"), element("Endpoint"));
         let explained = match (parts.status, &*code) {
             (_, "NoSuchBucket") => {
                 // Not 404: only a missing object is a miss.
@@ -244,8 +262,14 @@ impl Translator {
                     .to_owned()
             }
             (_, "SignatureDoesNotMatch") => "storage.oss.accesskeysecret: it is not that of \
-                 accesskeyid, or storage.oss.region is not the bucket's (SignatureDoesNotMatch)"
+                 accesskeyid (SignatureDoesNotMatch)"
                 .to_owned(),
+            (_, "InvalidArgument") if text.contains("signing region") => {
+                "storage.oss.region: it is not the bucket's (InvalidArgument)".to_owned()
+            }
+            (StatusCode::FORBIDDEN, _) if !endpoint.is_empty() => {
+                format!("storage.oss.region (or endpoint): the bucket is at {endpoint} ({code})")
+            }
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => format!(
                 "storage.oss.accesskeyid, storage.oss.bucket: OSS does not allow it ({code})"
             ),
@@ -277,11 +301,3 @@ impl HttpService for Translator {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Mistake(String);
-
-fn last_cause(error: &HttpError) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
-}

@@ -33,8 +33,12 @@ impl Staging {
     ///
     /// # Errors
     /// Neither takes a file.
-    pub(super) async fn create(content: &Content, temporary: &Calls) -> io::Result<Self> {
-        match content.stage().await {
+    pub(super) async fn create(
+        content: &Content,
+        temporary: &Calls,
+        digest: &Digest,
+    ) -> io::Result<Self> {
+        match content.stage(digest).await {
             Ok(staged) => Ok(Self {
                 file: Arc::clone(&staged.file),
                 calls: content.calls().clone(),

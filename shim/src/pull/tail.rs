@@ -117,7 +117,8 @@ mod tests {
         let pull = Pull { digest, origin: "a".parse().unwrap(), progress: receiver };
         let content = crate::content::Content::new(std::path::Path::new("/nowhere"));
         let temporary = crate::calls::Calls::new("test");
-        let staging = Arc::new(Staging::create(&content, &temporary).await.unwrap());
+        let staging = Staging::create(&content, &temporary, &pull.digest).await.unwrap();
+        let staging = Arc::new(staging);
         sender.send_modify(|progress| {
             progress.staging = Some(staging);
             progress.size_bytes = Some(0);

@@ -37,8 +37,8 @@ pub(super) async fn run(
     progress: &watch::Sender<Progress>,
 ) -> Result<Arc<Staging>, Error> {
     let mut source = Source::open(&pulls.upstream, pull).await?;
-    let staging = Staging::create(&pulls.content, &pulls.temporary).await.map_err(unwritable)?;
-    let mut staging = Arc::new(staging);
+    let staging = Staging::create(&pulls.content, &pulls.temporary, &pull.digest).await;
+    let mut staging = Arc::new(staging.map_err(unwritable)?);
     progress.send_modify(|progress| {
         progress.staging = Some(Arc::clone(&staging));
         progress.size_bytes = source.size_bytes;

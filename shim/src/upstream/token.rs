@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::http::StatusCode;
+use hyper::StatusCode;
 use larder_config::{Credentials, Secret};
 use larder_layout::Repository;
 use reqwest::{Client, RequestBuilder};

@@ -6,4 +6,5 @@ mod blobs;
 mod credentials;
 mod manifests;
 mod requests;
+mod serving;
 mod support;

@@ -46,6 +46,27 @@ async fn every_answer_tells_the_version_and_the_configured_headers() {
     }
 }
 
+/// Degraded: the mount is gone, so the shim serves from the upstream, and says so.
+#[tokio::test]
+async fn readiness_tells_where_content_comes_from() {
+    let upstream = Upstream::start().await;
+    for (upstreams, status) in [(Some(upstreams(&[upstream.url()])), 200), (None, 503)] {
+        let shim = Shim::over(Arc::new(TempDir::new().unwrap()), upstreams).await;
+        let url = format!("http://{}/readyz", shim.address);
+        let ready = reqwest::get(&url).await.unwrap();
+        assert_eq!((ready.status().as_u16(), &*ready.text().await.unwrap()), (200, "ready"));
+
+        let blobs = shim.root.path().join("blobs");
+        std::fs::rename(&blobs, shim.root.path().join("gone")).unwrap();
+        let degraded = reqwest::get(&url).await.unwrap();
+        assert_eq!(degraded.status(), status);
+        assert!(degraded.text().await.unwrap().contains("the directory: No such file"));
+
+        std::fs::rename(shim.root.path().join("gone"), &blobs).unwrap();
+        assert_eq!(reqwest::get(&url).await.unwrap().text().await.unwrap(), "ready");
+    }
+}
+
 #[tokio::test]
 async fn blobs_are_served_in_ranges_and_by_condition() {
     let upstream = Upstream::start().await;

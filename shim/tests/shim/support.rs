@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, CacheSize, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
@@ -242,7 +242,10 @@ impl Shim {
     }
 
     pub async fn over(root: Arc<TempDir>, upstreams: Option<Upstreams>) -> Self {
-        let config = config(upstreams);
+        Self::with(config(upstreams), root).await
+    }
+
+    pub async fn with(config: Config, root: Arc<TempDir>) -> Self {
         let server = Server::new(&config, root.path()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -327,11 +330,11 @@ pub fn credentials() -> Option<Credentials> {
     Some(Credentials { username: "larder".to_owned(), password })
 }
 
-fn config(upstreams: Option<Upstreams>) -> Config {
+pub fn config(upstreams: Option<Upstreams>) -> Config {
     Config {
         log: Log { level: Level::Info, formatter: Formatter::Text, access_log: true },
         storage: Storage::Filesystem { root_directory: Path::new("/nowhere").into() },
-        cache: Cache { directory: Path::new("/nowhere").into(), size: CacheSize::Percent(20) },
+        cache: Cache::default(),
         http: Http {
             addr: "127.0.0.1:0".to_owned(),
             tls: None,

@@ -103,6 +103,7 @@ fn config(directory: &Path, blocks: u64) -> Config {
         size: CacheSize::Bytes(blocks * BLOCK_BYTES),
         min_free: CacheSize::Bytes(0),
         scrub_bytes_per_second: 0,
+        ..Config::default()
     }
 }
 

@@ -4,8 +4,10 @@ use std::{fs::File, os::unix::fs::FileExt};
 
 use super::*;
 
+type Damage = (&'static str, fn(&Path));
+
 /// What happens to a file behind our back, the file of [`CONTENT`].
-const DAMAGES: [(&str, Harm); 10] = [
+const DAMAGES: [Damage; 10] = [
     ("flipped", |path| flip(path)),
     ("flipped, with its old modification time", |path| {
         let modified = fs::metadata(path).unwrap().modified().unwrap();
@@ -39,8 +41,6 @@ const DAMAGES: [(&str, Harm); 10] = [
     }),
     ("removed", |path| fs::remove_file(path).unwrap()),
 ];
-
-type Harm = fn(&Path);
 
 const CONTENT: &[u8] = b"0123456789";
 

@@ -13,15 +13,13 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use object_store::PutPayload;
 
-use super::names::Root;
+use super::{super::leftovers::age, names::Root};
 
-/// What a node that crashed left behind is swept when it is this old. No upload takes as long.
-const LEFTOVER_AGE: Duration = Duration::from_hours(24);
 /// How often a name is tried to be given while another node removes its directory, empty as it is.
 const ATTEMPTS_MAX: usize = 5;
 
@@ -162,22 +160,22 @@ pub fn try_out(root: &Arc<Root>) -> Result<(), String> {
     fs::remove_file(link).map_err(explain)
 }
 
-/// Removes what nodes that crashed have left. It may wait for a node that died: see
-/// [`Staged::publish`].
-pub fn sweep_leftovers(root: &Root) -> io::Result<()> {
+/// Removes what nodes that crashed have left, and tells how many files that were.
+pub fn sweep_leftovers(root: &Root, older_than: Duration) -> io::Result<usize> {
+    let mut removed = 0;
     for entry in fs::read_dir(staging(root))? {
         let entry = entry?;
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
-        let age = modified.map(|time| SystemTime::now().duration_since(time).unwrap_or_default());
-        if age.is_ok_and(|age| age > LEFTOVER_AGE) {
+        if modified.is_ok_and(|modified| age(modified.into()) >= older_than) {
             match fs::remove_file(entry.path()) {
+                Ok(()) => removed += 1,
                 // Another node sweeps, too.
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-                _ => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
             }
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// Closes a file and reports what close(2) says, which `File` does not.

@@ -111,7 +111,7 @@ impl Failure {
         Self { retry_within: RETRY_TIMEOUT, ..Self::permanent(sentence) }
     }
 
-    /// No answer, or only a part of one. `key` is what to look at when the server cannot be reached.
+    /// No answer, or only a part of one. `key` is what to look at then.
     pub fn transport(key: &str, error: &reqwest::Error) -> Self {
         let mut cause: &dyn StdError = error;
         while let Some(source) = cause.source() {
@@ -130,9 +130,9 @@ impl Failure {
             return Self { retry_within, ..Self::permanent(sentence) };
         }
         if error.is_timeout() {
-            return Self::transient(format!("{host} did not answer in time"));
+            return Self::transient(format!("{key}: {host} did not answer in time"));
         }
-        Self::transient(format!("the connection to {host} broke: {cause}"))
+        Self::transient(format!("{key}: the connection to {host} broke: {cause}"))
     }
 
     /// The status of the answer, when there was one.

@@ -1,10 +1,10 @@
 //! Listings, page by page.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use futures_util::{
-    StreamExt, TryStreamExt,
+    Stream, StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
 use http::Method;
@@ -63,17 +63,6 @@ impl Container {
         serde_json::from_slice(&body).map_err(|_| unexpected("a listing that is none"))
     }
 
-    /// Every object whose name begins with `prefix`.
-    pub(super) async fn names_below(&self, prefix: &str) -> Result<Vec<String>> {
-        let (mut names, mut marker) = (Vec::new(), String::new());
-        loop {
-            let page = self.page(prefix, &marker, false).await?;
-            let Some(last) = page.last() else { return Ok(names) };
-            marker = last.name().to_owned();
-            names.extend(page.iter().map(|line| line.name().to_owned()));
-        }
-    }
-
     /// The object of a line; nothing when its name is none that the store could ask for.
     ///
     /// A dynamic large object is listed with no size, so that what seems empty is looked at.
@@ -100,25 +89,41 @@ impl Container {
     }
 }
 
+/// Every line whose name begins with `prefix`, in the order of the names.
+fn lines<C: Deref<Target = Container> + Clone + Send + Sync>(
+    container: C,
+    prefix: String,
+) -> impl Stream<Item = Result<Line>> + Send {
+    let pages = stream::try_unfold(String::new(), move |marker| {
+        let (container, prefix) = (container.clone(), prefix.clone());
+        async move {
+            let page = container.page(&prefix, &marker, false).await?;
+            let marker = page.last().map(|line| line.name().to_owned());
+            let lines = stream::iter(page.into_iter().map(Ok::<_, Error>));
+            Ok::<_, Error>(marker.map(|marker| (lines, marker)))
+        }
+    });
+    pages.try_flatten()
+}
+
+/// The name of every object that begins with `prefix`, in order, and when it was written.
+pub fn objects(
+    container: &Container,
+    prefix: String,
+) -> impl Stream<Item = Result<(String, DateTime<Utc>)>> + Send {
+    lines(container, prefix).try_filter_map(async |line| {
+        let Line::Object { name, last_modified, .. } = line else { return Ok(None) };
+        Ok(Some((name, date(&last_modified))))
+    })
+}
+
 /// Every object below `prefix`.
 pub fn list(
     container: Arc<Container>,
     prefix: Option<Path>,
 ) -> BoxStream<'static, Result<ObjectMeta>> {
     let names = container.names_of(prefix.as_ref());
-    let pages = stream::try_unfold(String::new(), {
-        let container = Arc::clone(&container);
-        move |marker| {
-            let (container, names) = (Arc::clone(&container), names.clone());
-            async move {
-                let page = container.page(&names, &marker, false).await?;
-                let marker = page.last().map(|line| line.name().to_owned());
-                let lines = stream::iter(page.into_iter().map(Ok::<_, Error>));
-                Ok::<_, Error>(marker.map(|marker| (lines, marker)))
-            }
-        }
-    });
-    let objects = pages.try_flatten().map(move |line| {
+    let objects = lines(Arc::clone(&container), names).map(move |line| {
         let container = Arc::clone(&container);
         async move {
             match line {

@@ -13,9 +13,11 @@
 //! Put-if-absent is **not atomic** on Swift: of two writers at once, both may be told that they
 //! were first. That is harmless for content-addressed blobs, and never a lock: a lease on Swift is
 //! a best effort. In the same way two nodes that publish the same large blob at the same time may
-//! leave the segments of one of them behind: that costs space, and never content.
+//! leave the segments of one of them behind, until they are swept: that costs space for a day, and
+//! never content.
 
 mod client;
+mod leftovers;
 mod listing;
 mod login;
 mod upload;
@@ -44,6 +46,7 @@ use object_store::{
 
 use self::{
     client::{Client, Failure, Request},
+    leftovers::Segments,
     login::text,
     upload::Upload,
 };
@@ -67,18 +70,20 @@ const OCTET_STREAM: HeaderValue = HeaderValue::from_static("application/octet-st
 /// A sentence that names the key to look at.
 pub fn open(config: &Config) -> Result<Backend, String> {
     let prefix = config.prefix.trim_start_matches('/');
-    let swift = Swift(Arc::new(Container {
+    let container = Arc::new(Container {
         client: Client::new(config.clone())?,
         // As Distribution joins them: a slash at the end of the prefix stays.
         files: format!("{prefix}/files/").trim_start_matches('/').to_owned(),
         segments: format!("{prefix}/segments/larder/").trim_start_matches('/').to_owned(),
-    }));
+    });
     Ok(Backend {
-        objects: Arc::new(swift),
+        objects: Arc::new(Swift(Arc::clone(&container))),
+        leftovers: Some(Arc::new(Segments::new(container))),
         root_directory: String::new(),
         part_bytes: config.chunk_size_bytes,
         attributes: Attributes::new(),
         mistaken_key: |error| error.source()?.downcast_ref::<Failure>()?.mistaken_key(),
+        endpoint_key: "storage.swift.authurl",
     })
 }
 
@@ -153,16 +158,20 @@ impl Container {
     /// The segments of an object, which Swift leaves behind when the object goes. None when the
     /// object is an ordinary one, or is not there.
     async fn segments_of(&self, location: &Path) -> Result<Vec<String>> {
-        let headers = match self.head(location).await {
-            Ok((_, headers)) => headers,
-            Err(Error::NotFound { .. }) => return Ok(Vec::new()),
-            Err(e) => return Err(e),
+        let name = self.name(location);
+        let headers = match self.client.send(newest(Request::new(Method::HEAD, &name))).await {
+            Ok(answer) => answer.headers().clone(),
+            Err(e) if e.status() == Some(StatusCode::NOT_FOUND) => return Ok(Vec::new()),
+            Err(e) => return Err(e.of(location.as_ref())),
         };
         if headers.contains_key(STATIC_LARGE_OBJECT) {
             return upload::segments_in_manifest(self, location).await;
         }
         match text(&headers, &OBJECT_MANIFEST).and_then(|text| dynamic_prefix(self, text)) {
-            Some(prefix) => self.names_below(&prefix).await,
+            Some(prefix) => {
+                let segments = listing::objects(self, prefix);
+                segments.map_ok(|(name, _)| name).try_collect().await
+            }
             None => Ok(Vec::new()),
         }
     }
@@ -231,9 +240,11 @@ const SOURCE_ENCODED: &percent_encoding::AsciiSet =
 /// A request that reads. What is overwritten has to be read from the newest replica.
 fn read<'a>(method: Method, name: &'a str, location: &Path) -> Request<'a> {
     let request = Request::new(method, name);
-    if is_immutable(location) {
-        return request;
-    }
+    if is_immutable(location) { request } else { newest(request) }
+}
+
+/// A request that is answered by the newest replica: what is deleted goes by it.
+fn newest(request: Request<'_>) -> Request<'_> {
     request.header(NEWEST, HeaderValue::from_static("true"))
 }
 

@@ -19,7 +19,7 @@ use object_store::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Container, OCTET_STREAM, client::Request, login::text, unexpected};
+use super::{Container, OCTET_STREAM, client::Request, login::text, newest, unexpected};
 
 /// One segment in a manifest that is sent.
 #[derive(Clone, Debug, Serialize)]
@@ -41,7 +41,7 @@ struct Listed {
 pub async fn segments_in_manifest(container: &Container, location: &Path) -> Result<Vec<String>> {
     let name = container.name(location);
     let request = Request::new(Method::GET, &name).query("multipart-manifest", "get");
-    let answer = container.client.fetch(request).await;
+    let answer = container.client.fetch(newest(request)).await;
     let body = answer.map_err(|e| e.of(location.as_ref()))?.into_body();
     let listed: Vec<Listed> =
         serde_json::from_slice(&body).map_err(|_| unexpected("a manifest that is none"))?;
@@ -69,7 +69,8 @@ impl Upload {
         // The time makes the name unique among nodes whose process has the same number.
         let time = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         let (process, counter) = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        let prefix = format!("{}{time}-{process}-{counter}/", container.segments);
+        // The sweep looks for the manifest at the location.
+        let prefix = format!("{}{location}/{time}-{process}-{counter}/", container.segments);
         let segments = Arc::default();
         Self { container, location: location.clone(), prefix, started: 0, segments }
     }

@@ -1,0 +1,236 @@
+//! A file in `ingest/`: what comes is written, hashed, and sent ahead.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use larder_layout::{Digest, StagingId, Verifier};
+
+use crate::{
+    cache::{Cache, Reservation},
+    error::{Error, Result},
+    fetch::blocking,
+    store::{Storage, Upload},
+};
+
+/// A file in `ingest/`. It stays readable for whoever has it open, also after it was published.
+pub struct StagedFile {
+    /// The file on local disk.
+    pub file: File,
+    storage: Arc<Storage>,
+    /// What its name says that it will be.
+    expected: Option<Digest>,
+    received: Mutex<Received>,
+    pub(super) ahead: tokio::sync::Mutex<Ahead>,
+}
+
+struct Received {
+    /// On local disk, for what is in the file.
+    room: Option<Reservation>,
+    /// Has seen all that is in the file, in order. `None` once that is no longer so.
+    verifier: Option<Verifier>,
+    /// Nothing more is written: it is being published, or was.
+    is_sealed: bool,
+}
+
+/// Keeps a file from being written. Dropped, the file was not published, be it that who waited for
+/// that was interrupted, and can be written and published again.
+pub(super) struct Seal<'a>(&'a StagedFile);
+
+impl Seal<'_> {
+    /// It was published.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Seal<'_> {
+    fn drop(&mut self) {
+        self.0.received().is_sealed = false;
+    }
+}
+
+/// What was sent to the storage before the file was published.
+#[derive(Default)]
+pub(super) struct Ahead {
+    pub(super) upload: Option<Upload>,
+    pub(super) sent_bytes: u64,
+    /// Another node has published the blob, or the storage is in trouble.
+    is_given_up: bool,
+}
+
+impl StagedFile {
+    /// An empty file. The digest that its name tells is not believed, but what is to be sent to
+    /// the storage before all of it is here has to have a name there.
+    ///
+    /// # Errors
+    /// [`Error::Disk`]
+    pub(super) fn create(
+        storage: &Arc<Storage>,
+        cache: &Arc<Cache>,
+        id: &StagingId,
+    ) -> Result<Self> {
+        let room = Some(cache.reserve(0)?);
+        let expected = id.digest();
+        let verifier = expected.clone().map(Verifier::new);
+        let received = Mutex::new(Received { room, verifier, is_sealed: false });
+        let file = cache.stage(id.as_str())?;
+        let ahead = tokio::sync::Mutex::default();
+        Ok(Self { file, storage: Arc::clone(storage), expected, received, ahead })
+    }
+
+    /// Writes `content` at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Disk`], with ENOSPC when the cache has no room for it; [`Error::ReadOnly`] once it
+    /// is published.
+    pub fn write(&self, offset: u64, content: &[u8]) -> Result<()> {
+        let mut received = self.writable()?;
+        let end = offset + content.len() as u64;
+        received.make_room(end)?;
+        let verifier = received.verifier.take();
+        let written = self.file.write_all_at(content, offset);
+        written.map_err(|e| Error::disk("write an ingest", e))?;
+        received.verifier =
+            verifier.filter(|verifier| verifier.size_bytes() == offset).map(|mut verifier| {
+                verifier.update(content);
+                verifier
+            });
+        Ok(())
+    }
+
+    /// Changes the length.
+    ///
+    /// # Errors
+    /// As [`StagedFile::write`].
+    pub fn truncate(&self, size_bytes: u64) -> Result<()> {
+        let mut received = self.writable()?;
+        received.make_room(size_bytes)?;
+        let verifier = received.verifier.take();
+        self.file.set_len(size_bytes).map_err(|e| Error::disk("truncate an ingest", e))?;
+        received.verifier = verifier.filter(|verifier| verifier.size_bytes() <= size_bytes);
+        Ok(())
+    }
+
+    /// Whether [`StagedFile::send_ahead`] has something to do.
+    pub fn has_part(&self) -> bool {
+        let Ok(ahead) = self.ahead.try_lock() else { return false };
+        let sent_bytes = ahead.sent_bytes + self.storage.part_bytes();
+        !ahead.is_given_up && self.received_bytes() >= sent_bytes
+    }
+
+    /// Sends what has come, in whole parts, unless that is going on already. What does not go out
+    /// now goes when the file is published.
+    pub async fn send_ahead(&self) {
+        let Some(digest) = &self.expected else { return };
+        let Ok(mut ahead) = self.ahead.try_lock() else { return };
+        if ahead.is_given_up {
+            return;
+        }
+        if let Err(e) = self.send_parts(&mut ahead, digest).await {
+            tracing::debug!(%digest, "will be sent when it is published: {e}");
+            ahead.give_up().await;
+        }
+    }
+
+    async fn send_parts(&self, ahead: &mut Ahead, digest: &Digest) -> Result<()> {
+        let mut upload = match ahead.upload.take() {
+            Some(upload) => upload,
+            None => match self.storage.stat_blob(digest).await {
+                Err(Error::NotFound) => self.storage.upload_blob(digest).await?,
+                // It may be damaged, which is found out when this one is whole.
+                Ok(_) => return Err(Error::Exists),
+                Err(e) => return Err(e),
+            },
+        };
+        while self.received_bytes() >= ahead.sent_bytes + upload.part_bytes() {
+            let slot = upload.slot().await?;
+            let part = self.read(ahead.sent_bytes, upload.part_bytes()).await?;
+            ahead.sent_bytes += part.len() as u64;
+            upload.send(slot, part)?;
+        }
+        ahead.upload = Some(upload);
+        Ok(())
+    }
+
+    /// Ends all writing while it is being published, and tells the length.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] when it is being published already.
+    pub(super) fn seal(&self) -> Result<(Seal<'_>, u64)> {
+        let mut received = self.writable()?;
+        let metadata = self.file.metadata().map_err(|e| Error::disk("stat an ingest", e))?;
+        received.is_sealed = true;
+        Ok((Seal(self), metadata.len()))
+    }
+
+    /// What has seen all `size_bytes` of the file, if they came in order.
+    pub(super) fn take_verifier(&self, digest: &Digest, size_bytes: u64) -> Option<Verifier> {
+        let verifier = self.received().verifier.take();
+        let is_of_all = |verifier: &Verifier| verifier.size_bytes() == size_bytes;
+        verifier.filter(|verifier| self.expected.as_ref() == Some(digest) && is_of_all(verifier))
+    }
+
+    /// The room that its bytes take, when it becomes a blob of the cache.
+    pub(super) fn take_room(&self) -> Option<Reservation> {
+        self.received().room.take()
+    }
+
+    /// Takes back what was sent.
+    pub(super) async fn discard(&self) {
+        self.ahead.lock().await.give_up().await;
+    }
+
+    /// What is in the file from `offset` on, `size_bytes` at the most.
+    pub(super) async fn read(&self, offset: u64, size_bytes: u64) -> Result<Bytes> {
+        let read = |e| Error::disk("read an ingest", e);
+        let file = self.file.try_clone().map_err(read)?;
+        blocking(move || {
+            let rest_bytes = file.metadata().map_err(read)?.len().saturating_sub(offset);
+            let mut content = vec![0; rest_bytes.min(size_bytes) as usize];
+            file.read_exact_at(&mut content, offset).map_err(read)?;
+            Ok(content.into())
+        })
+        .await
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.received().verifier.as_ref().map_or(0, Verifier::size_bytes)
+    }
+
+    fn writable(&self) -> Result<MutexGuard<'_, Received>> {
+        let received = self.received();
+        if received.is_sealed { Err(Error::ReadOnly) } else { Ok(received) }
+    }
+
+    fn received(&self) -> MutexGuard<'_, Received> {
+        // The verifier is taken out while anything can panic.
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Received {
+    fn make_room(&mut self, size_bytes: u64) -> Result<()> {
+        self.room.as_mut().map_or(Ok(()), |room| room.grow(size_bytes))
+    }
+}
+
+impl Ahead {
+    /// Takes all of it over, to be completed or taken back. Should whoever does that be interrupted,
+    /// nothing is left here that a later attempt could take for the beginning of the blob.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self { is_given_up: true, ..Self::default() })
+    }
+
+    /// Takes back what was sent, and sends nothing more.
+    pub(super) async fn give_up(&mut self) {
+        self.is_given_up = true;
+        self.sent_bytes = 0;
+        if let Some(upload) = self.upload.take() {
+            upload.abort().await;
+        }
+    }
+}

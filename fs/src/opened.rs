@@ -1,0 +1,89 @@
+//! An open file, and its content.
+
+use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::{
+    cache::CachedBlob,
+    error::{Error, Result},
+    fetch::{Reader, blocking},
+    ingest::StagedFile,
+    listing::Listing,
+};
+
+/// An open file.
+pub enum Opened {
+    /// A whole blob on local disk.
+    Blob(Arc<CachedBlob>),
+    /// A blob that is on its way from the shared storage.
+    Fetched(Box<Reader>),
+    /// A file in `ingest/`.
+    Staged(Arc<StagedFile>),
+    /// A report, made up when it was opened.
+    Report(Bytes),
+    /// A directory.
+    Directory(Box<tokio::sync::Mutex<Listing>>),
+}
+
+impl Opened {
+    /// The file on local disk that has all of the content, if there is one.
+    pub fn file(&self) -> Option<&File> {
+        match self {
+            Self::Blob(blob) => Some(blob.file()),
+            Self::Staged(staged) => Some(&staged.file),
+            Self::Fetched(_) | Self::Report(_) | Self::Directory(_) => None,
+        }
+    }
+
+    /// The content from `offset` on, shorter than `size_bytes` only at the end.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when a blob cannot be fetched, [`Error::Disk`].
+    pub async fn read(self: Arc<Self>, offset: u64, size_bytes: u32) -> Result<Bytes> {
+        match &*self {
+            Self::Fetched(reader) => reader.read(offset, u64::from(size_bytes)).await,
+            Self::Report(content) => {
+                let start = content.len().min(usize::try_from(offset).unwrap_or(usize::MAX));
+                let end = content.len().min(start + size_bytes as usize);
+                Ok(content.slice(start..end))
+            }
+            Self::Directory(_) => Err(Error::IsDirectory),
+            Self::Blob(_) | Self::Staged(_) => {
+                let this = Arc::clone(&self);
+                blocking(move || this.read_file(offset, size_bytes as usize)).await
+            }
+        }
+    }
+
+    fn read_file(&self, offset: u64, size_bytes: usize) -> Result<Bytes> {
+        let file = self.file().ok_or(Error::BadHandle)?;
+        let mut content = vec![0; size_bytes];
+        let mut filled = 0;
+        while filled < content.len() {
+            match file.read_at(&mut content[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::disk("read a cached blob", e)),
+            }
+        }
+        content.truncate(filled);
+        Ok(content.into())
+    }
+
+    /// Writes `content` to a staged file, and has it sent to the storage.
+    ///
+    /// # Errors
+    /// [`Error::Disk`], with ENOSPC when the cache has no room for it.
+    pub async fn write(&self, offset: u64, content: Vec<u8>) -> Result<()> {
+        let Self::Staged(staged) = self else { return Err(Error::BadHandle) };
+        let written = Arc::clone(staged);
+        blocking(move || written.write(offset, &content)).await?;
+        if staged.has_part() {
+            let ahead = Arc::clone(staged);
+            tokio::spawn(async move { ahead.send_ahead().await });
+        }
+        Ok(())
+    }
+}

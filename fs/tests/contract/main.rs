@@ -1,0 +1,7 @@
+//! The contract, in process: nodes on one storage in memory, without a mount.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+mod publishing;
+mod streaming;
+mod support;

@@ -1,0 +1,243 @@
+//! `scripts/bench serve`: the registry against nginx and docker-registry.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use larder_tests::{Blob, Sandbox, Storage, Upstream, random_bytes, until};
+use serde_json::json;
+use tokio_rustls::rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+
+use crate::{
+    load::{Load, Yield},
+    meter,
+    servers::{self, Certificate, Server},
+};
+
+const NEEDS: [&str; 6] =
+    ["larder-fs", "larder-shim", "nginx", "docker-registry", "openssl", "/dev/fuse"];
+const GIB: f64 = (1_u64 << 30) as f64;
+const MIB: f64 = (1_u64 << 20) as f64;
+const BLOB_BYTES: usize = 512 << 20;
+const LARGE_BYTES: usize = 1 << 30;
+const MANIFEST_BYTES: usize = 2300;
+const ROUNDS: usize = 3;
+const SLICE: Duration = Duration::from_secs(2);
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A measured slice of time.
+#[derive(Clone, Copy)]
+struct Figure {
+    cpu: Duration,
+    count: Yield,
+}
+
+impl Figure {
+    fn cpu_per_gib(&self) -> f64 {
+        self.cpu.as_secs_f64() / (self.count.bytes as f64 / GIB)
+    }
+
+    fn gib_per_second(&self) -> f64 {
+        self.count.bytes as f64 / GIB / self.count.elapsed.as_secs_f64()
+    }
+
+    fn answers_per_second(&self) -> f64 {
+        self.count.answers as f64 / self.count.elapsed.as_secs_f64()
+    }
+
+    fn cpu_us_per_answer(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.count.answers as f64
+    }
+}
+
+/// Measures everything and prints it.
+///
+/// # Panics
+/// When a server does not serve what it should.
+pub fn run() {
+    let sandbox = Sandbox::enter(&NEEDS).expect("what the benchmark needs");
+    let certificate = Certificate::new(&sandbox);
+    let config = Blob::new("application/vnd.oci.image.config.v1+json", b"{}".to_vec());
+    let blob = Blob::new(LAYER, random_bytes(BLOB_BYTES));
+    let large = Blob::new(LAYER, random_bytes(LARGE_BYTES));
+    let manifest = manifest(&config, &blob);
+
+    let upstream = Upstream::start(&sandbox);
+    servers::fill(&upstream.registry(), &[&config, &blob, &large], &manifest);
+    let nginx = servers::nginx(&sandbox, &[&blob, &large, &manifest], &certificate);
+    let larder = servers::larder(&sandbox, "warm", upstream.storage(), None, Some(&certificate));
+    let distribution = servers::distribution(&upstream);
+    let [blob, large] = [blob, large].map(|blob| servers::path("blobs", &blob.digest));
+    let manifest = servers::path("manifests", &manifest.digest);
+    for server in [&larder, &nginx, &distribution] {
+        for path in [&blob, &large, &manifest] {
+            warm(server, path);
+        }
+    }
+
+    let all = [&larder, &nginx, &distribution];
+    println!("\nWarm 512 MiB blob, plain HTTP");
+    for connections in [1, 16, 64] {
+        blobs(&all, &blob, connections, None);
+    }
+    println!("\nWarm 512 MiB blob, TLS 1.3");
+    let tls = client_config(&certificate.path());
+    for connections in [1, 16] {
+        blobs(&[&larder, &nginx], &blob, connections, Some(&tls));
+    }
+    for method in ["GET", "HEAD"] {
+        println!("\nManifest of {MANIFEST_BYTES} bytes, {method}, 16 connections");
+        manifests(&all, method, &manifest);
+    }
+    println!("\nMemory, 64 connections on a blob of 1 GiB (idle, peak, above idle; MiB)");
+    for server in all {
+        memory(server, &large);
+    }
+    cold(&sandbox, &upstream, &large);
+}
+
+/// A manifest of the size that those of real images have.
+fn manifest(config: &Blob, layer: &Blob) -> Blob {
+    let descriptor = |blob: &Blob| {
+        json!({
+            "mediaType": blob.media_type,
+            "digest": blob.digest.to_string(),
+            "size": blob.bytes.len(),
+        })
+    };
+    let with = |padding: usize| {
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": descriptor(config),
+            "layers": [descriptor(layer)],
+            "annotations": { "padding": "x".repeat(padding) },
+        });
+        manifest.to_string().into_bytes()
+    };
+    Blob::new(MANIFEST, with(MANIFEST_BYTES - with(0).len()))
+}
+
+/// Reads content until the server has it where it serves it from best.
+fn warm(server: &Server, path: &str) {
+    for _ in 0..2 {
+        load(server, &format!("GET {path}"), 1, None, Duration::from_millis(1500)).run();
+    }
+}
+
+fn load(
+    server: &Server,
+    line: &str,
+    connections: usize,
+    tls: Option<&Arc<ClientConfig>>,
+    duration: Duration,
+) -> Load {
+    let address = match tls {
+        Some(_) => server.tls_address.clone().expect("a server with TLS"),
+        None => server.address.clone(),
+    };
+    Load { address, line: line.to_owned(), connections, duration, tls: tls.cloned() }
+}
+
+/// Measures the servers in turn, and gives the medians of the figures of each.
+fn in_turn(
+    servers: &[&Server],
+    line: &str,
+    connections: usize,
+    tls: Option<&Arc<ClientConfig>>,
+    figures: [fn(&Figure) -> f64; 2],
+) -> Vec<[f64; 2]> {
+    let mut all = vec![Vec::new(); servers.len()];
+    for _ in 0..ROUNDS {
+        for (server, measured) in servers.iter().zip(&mut all) {
+            let before = meter::cpu(&server.processes);
+            let count = load(server, line, connections, tls, SLICE).run();
+            measured.push(Figure { cpu: meter::cpu(&server.processes) - before, count });
+        }
+    }
+    let median = |measured: &Vec<Figure>, figure: fn(&Figure) -> f64| {
+        let mut values: Vec<_> = measured.iter().map(figure).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    all.iter().map(|measured| figures.map(|figure| median(measured, figure))).collect()
+}
+
+fn blobs(servers: &[&Server], path: &str, connections: usize, tls: Option<&Arc<ClientConfig>>) {
+    println!("  {connections} connections");
+    let figures = [Figure::cpu_per_gib as fn(&Figure) -> f64, Figure::gib_per_second];
+    let rows = in_turn(servers, &format!("GET {path}"), connections, tls, figures);
+    for (server, [cpu, speed]) in servers.iter().zip(&rows) {
+        let [[own_cpu, own_speed], ..] = rows[..] else { return };
+        println!(
+            "    {:16} {cpu:6.3} CPU-s/GiB  {speed:6.2} GiB/s   larder: {:.2} x the CPU, {:.2} x the throughput",
+            server.name,
+            own_cpu / cpu,
+            own_speed / speed,
+        );
+    }
+}
+
+fn manifests(servers: &[&Server], method: &str, path: &str) {
+    let figures = [Figure::answers_per_second as fn(&Figure) -> f64, Figure::cpu_us_per_answer];
+    let rows = in_turn(servers, &format!("{method} {path}"), 16, None, figures);
+    for (server, [rate, cpu]) in servers.iter().zip(&rows) {
+        let [[own_rate, _], ..] = rows[..] else { return };
+        println!(
+            "    {:16} {rate:8.0} answers/s  {cpu:7.1} CPU-us each   larder: {:.2} x the rate",
+            server.name,
+            own_rate / rate,
+        );
+    }
+}
+
+fn memory(server: &Server, path: &str) {
+    meter::reset_peak(&server.processes);
+    let idle = meter::peak_bytes(&server.processes);
+    load(server, &format!("GET {path}"), 64, None, SLICE).run();
+    let peak = meter::peak_bytes(&server.processes);
+    let [idle, peak] = [idle, peak].map(|bytes| bytes as f64 / MIB);
+    println!("    {:16} {idle:7.1} {peak:7.1} {:7.1}", server.name, peak - idle);
+}
+
+/// A pull of 1 GiB, until it is in the shared storage.
+fn cold(sandbox: &Sandbox, upstream: &Upstream<'_>, path: &str) {
+    let mut costs: Vec<f64> = (0..3)
+        .map(|round| {
+            let name = format!("cold-{round}");
+            let directory = sandbox.directory(&format!("{name}-storage"));
+            let storage = Storage::Directory(directory.clone());
+            let larder = servers::larder(sandbox, &name, &storage, Some(&upstream.url()), None);
+            let before = meter::cpu(&larder.processes);
+            let once = load(&larder, &format!("GET {path}"), 1, None, Duration::from_secs(60));
+            let bytes = once.once();
+            let link = Path::new("docker/registry/v2/repositories/bench/_layers/sha256");
+            until("the blob in the storage", Duration::from_secs(60), || {
+                fs::read_dir(directory.join(link)).ok()?.next().map(drop)
+            });
+            let cpu = meter::cpu(&larder.processes) - before;
+            cpu.as_secs_f64() / (bytes as f64 / GIB)
+        })
+        .collect();
+    costs.sort_by(f64::total_cmp);
+    println!("\nCold pull of 1 GiB, both checks of its digest included");
+    println!("    {:16} {:6.3} CPU-s/GiB", "larder", costs[costs.len() / 2]);
+}
+
+fn client_config(certificate: &Path) -> Arc<ClientConfig> {
+    let mut provider = aws_lc_rs::default_provider();
+    let first = |suite: &str| suite != "TLS13_AES_128_GCM_SHA256";
+    provider.cipher_suites.retain(|suite| !first(&format!("{:?}", suite.suite())));
+    let certificate = CertificateDer::from_pem_file(certificate).expect("a certificate");
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).expect("a root");
+    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}
