@@ -171,10 +171,7 @@ impl State {
                 self.quarantine(key, &e)?;
                 Ok(Verdict::Gone)
             }
-            Err(e) => {
-                self.index().doubt(key);
-                Err(e)
-            }
+            Err(e) => Err(e),
         }
     }
 

@@ -92,6 +92,12 @@ pub fn is_damage(error: &Error) -> bool {
     is_unreadable || source.kind() == ErrorKind::InvalidData
 }
 
+/// Whether the filesystem cannot do what was asked of it.
+pub fn is_unsupported(error: &Error) -> bool {
+    let Error::Disk { source, .. } = error else { return false };
+    matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
 /// A disk that fails at the n-th call of a thread.
 #[cfg(test)]
 pub mod faults {

@@ -18,7 +18,11 @@ use nix::{
     unistd::syncfs,
 };
 
-use super::{State, disk, key::Key};
+use super::{
+    State, disk,
+    index::{Index, Sums},
+    key::Key,
+};
 use crate::error::{Error, Result};
 
 /// How long a reservation waits for what others are removing, or for the first look at what is
@@ -113,8 +117,8 @@ enum Step {
     Granted,
     Evict(Vec<(Key, u64)>),
     DropQuarantine,
-    /// Enough is being removed, or what is on the disk is not counted yet.
-    Wait,
+    /// Enough is being removed, or what is on the disk is not counted yet. This is how it was.
+    Wait(Sums, bool),
     Full,
 }
 
@@ -129,8 +133,10 @@ impl State {
                 Step::Granted => return Ok(()),
                 Step::Evict(victims) => self.evict(victims)?,
                 Step::DropQuarantine => self.prune_quarantine(0, 0)?,
-                Step::Wait if Instant::now() < deadline => self.wait_for_change(deadline),
-                Step::Wait | Step::Full => return Err(self.full(more_bytes)),
+                Step::Wait(sums, is_counted) if Instant::now() < deadline => {
+                    self.wait_for_change(sums, is_counted, deadline);
+                }
+                Step::Wait(..) | Step::Full => return Err(self.full(more_bytes)),
             }
             has_evicted = true;
         }
@@ -138,10 +144,10 @@ impl State {
 
     fn step(&self, more_bytes: u64, writable_bytes: u64) -> Step {
         let mut index = self.index();
-        if !self.is_counted.load(Ordering::Relaxed) {
-            return Step::Wait;
-        }
         let sums = index.sums;
+        if !self.is_counted.load(Ordering::Relaxed) {
+            return Step::Wait(sums, false);
+        }
         let over = sums.used().saturating_add(more_bytes).saturating_sub(self.limits.size_bytes);
         let promised_bytes = sums.reserved.saturating_add(more_bytes);
         let deficit = over.max(promised_bytes.saturating_sub(writable_bytes));
@@ -152,7 +158,7 @@ impl State {
         } else if deficit > sums.idle + leaving + sums.quarantined {
             Step::Full
         } else if deficit <= leaving {
-            Step::Wait
+            Step::Wait(sums, true)
         } else {
             match index.take_victims(deficit - leaving) {
                 victims if victims.is_empty() => Step::DropQuarantine,
@@ -218,9 +224,12 @@ impl State {
         outcome
     }
 
-    fn wait_for_change(&self, deadline: Instant) {
+    fn wait_for_change(&self, sums: Sums, is_counted: bool, deadline: Instant) {
+        let is_unchanged = |index: &mut Index| {
+            index.sums == sums && self.is_counted.load(Ordering::Relaxed) == is_counted
+        };
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let waited = self.changed.wait_timeout(self.index(), timeout);
+        let waited = self.changed.wait_timeout_while(self.index(), timeout, is_unchanged);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 

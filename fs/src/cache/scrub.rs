@@ -2,21 +2,21 @@
 //! that a disk loses or a cosmic ray turns.
 //!
 //! What was verified longest ago is next, so a restart goes on where the last run stopped. A file
-//! is open for one chunk at a time, and can be evicted in between. What a chunk brings into the
-//! page cache is dropped from it again, and what was there before stays.
+//! is open for one chunk at a time, and can be evicted in between. It is read past the page cache:
+//! so nothing that readers need is pushed out of memory, or dropped with what was only read here
+//! (posix_fadvise(2) cannot tell one from the other), and what is on the disk is seen although its
+//! pages may still be sound in memory.
 
 use std::{
     collections::BinaryHeap,
     fs::File,
-    io::IoSliceMut,
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use larder_layout::Verifier;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 
 use super::{
     State,
@@ -33,9 +33,8 @@ const INTERVAL_S: u32 = 24 * 60 * 60;
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 /// How many blobs are chosen at a time.
 const BATCH: usize = 4096;
-/// How much is read at once that is not in memory. Small, because what is in memory in the middle
-/// of it would be dropped with the rest.
-const COLD_BYTES: usize = 128 << 10;
+/// The largest block that disks have.
+const ALIGNMENT: usize = 4096;
 /// What an empty file costs.
 const COST_MIN_BYTES: u64 = 4096;
 
@@ -87,12 +86,13 @@ impl State {
         mut rest: impl FnMut(u64) -> bool,
     ) -> Result<()> {
         let mut verifier = Verifier::new(key.digest());
-        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut buffer = Buffer::new();
+        let buffer = buffer.aligned();
         let mut begun = None;
         let outcome = loop {
             // Nobody evicts it while the chunk is read.
             let Some((pin, _)) = self.pin(key) else { return Ok(()) };
-            let read = match read_chunk(&self.blob_path(key), &mut buffer, verifier.size_bytes()) {
+            let read = match read_chunk(&self.blob_path(key), buffer, verifier.size_bytes()) {
                 Ok((_, fingerprint)) if *begun.get_or_insert(fingerprint) != fingerprint => {
                     // Another file by now. Whoever opens it has it hashed.
                     return Ok(());
@@ -130,43 +130,51 @@ impl State {
     }
 }
 
-/// Reads what comes next in a file, and leaves the page cache as it was.
-fn read_chunk(path: &Path, buffer: &mut [u8], offset: u64) -> Result<(usize, Fingerprint)> {
-    let file = disk::open(path)?;
-    // No reading ahead: only what is read here is dropped again.
-    disk::run("advise on", path, || {
-        Ok(posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)?)
-    })?;
-    let fingerprint = disk::fingerprint(&file, path)?;
-    let mut filled = 0;
-    while filled < buffer.len() {
-        let read = read_gently(&file, path, &mut buffer[filled..], offset + filled as u64)?;
-        if read == 0 {
-            break;
-        }
-        filled += read;
+/// Where the page cache is not used, the kernel wants whole blocks in aligned memory.
+struct Buffer(Vec<u8>);
+
+impl Buffer {
+    fn new() -> Self {
+        Self(vec![0; CHUNK_BYTES + ALIGNMENT])
     }
-    Ok((filled, fingerprint))
+
+    fn aligned(&mut self) -> &mut [u8] {
+        let start = self.0.as_ptr().align_offset(ALIGNMENT);
+        &mut self.0[start..start + CHUNK_BYTES]
+    }
 }
 
-/// Reads what is in memory; or, if the next byte is not, a piece from the disk, which is then
-/// dropped from memory.
-fn read_gently(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<usize> {
-    let resident = preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT);
-    let is_cold = match resident {
-        Ok(read) => return Ok(read),
-        Err(Errno::AGAIN) => true,
-        // Not every filesystem can tell. Then nothing is dropped: what is read only once is
-        // the first that the kernel drops.
-        Err(_) => false,
+/// Reads a chunk of a file, less only at the end, and leaves the page cache as it is.
+fn read_chunk(path: &Path, buffer: &mut [u8], offset: u64) -> Result<(usize, Fingerprint)> {
+    let file = disk::open(path)?;
+    let fingerprint = disk::fingerprint(&file, path)?;
+    let read = match read_past_cache(&file, path, buffer, offset) {
+        // Not every filesystem can. Then what is read once is at least the first to be dropped.
+        Err(e) if disk::is_unsupported(&e) => {
+            let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()));
+            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_NOREUSE);
+            read_full(&file, path, buffer, offset)?
+        }
+        outcome => outcome?,
     };
-    let length = buffer.len().min(COLD_BYTES);
-    let read = disk::read_at(file, path, &mut buffer[..length], offset)?;
-    if is_cold {
-        disk::run("advise on", path, || {
-            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-            Ok(posix_fadvise(file, offset as i64, read as i64, advice)?)
-        })?;
+    Ok((read, fingerprint))
+}
+
+fn read_past_cache(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    let flags = FcntlArg::F_SETFL(OFlag::O_DIRECT);
+    disk::run("read past the page cache", path, || Ok(fcntl(file, flags)?))?;
+    read_full(file, path, buffer, offset)
+}
+
+fn read_full(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let read = disk::read_at(file, path, &mut buffer[filled..], offset + filled as u64)?;
+        filled += read;
+        // At the end, the next offset is no whole number of blocks.
+        if read == 0 || !filled.is_multiple_of(ALIGNMENT) {
+            break;
+        }
     }
-    Ok(read)
+    Ok(filled)
 }

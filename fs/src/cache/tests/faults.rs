@@ -63,12 +63,11 @@ fn assert_well(directory: &Path) {
 
 #[test]
 fn every_call_may_fail() {
-    for errno in [libc::EIO, libc::ENOSPC, libc::EROFS] {
+    for errno in [libc::EIO, libc::ENOSPC, libc::EROFS, libc::EINVAL] {
         for mode in [faults::Mode::Once, faults::Mode::Done, faults::Mode::Lasting] {
             let mut calls = 0;
             loop {
-                let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-                let directory = directory.unwrap();
+                let directory = fast_directory();
                 // Something of an earlier run, that is half done.
                 let node = Node::open(directory.path(), 3);
                 node.put(b"old");

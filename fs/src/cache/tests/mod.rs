@@ -4,6 +4,7 @@
 mod faults;
 mod restart;
 mod room;
+mod scrub;
 mod truth;
 
 use std::{
@@ -104,6 +105,11 @@ fn config(directory: &Path, blocks: u64) -> Config {
         scrub_bytes_per_second: 0,
         ..Config::default()
     }
+}
+
+/// A directory in memory, if there is one: for tests that do more than a disk does in a minute.
+fn fast_directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn content(blob: &CachedBlob) -> Vec<u8> {

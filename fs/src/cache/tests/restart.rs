@@ -99,9 +99,7 @@ fn assert_right(directory: &Path, digests: &[(Digest, &'static [u8])], case: &st
 
 #[test]
 fn an_index_that_is_torn_or_damaged_anywhere_lets_nothing_wrong_through() {
-    // Thousands of starts, each with a dozen calls that a disk takes its time for.
-    let memory = tempfile::tempdir_in("/dev/shm");
-    let directory = memory.or_else(|_| tempfile::tempdir()).unwrap();
+    let directory = fast_directory();
     let (index, digests) = journal_of_all_kinds(directory.path());
     let path = directory.path().join("index");
     let threex = Digest::of(Algorithm::Sha256, CONTENTS[2]);

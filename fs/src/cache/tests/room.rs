@@ -144,8 +144,8 @@ fn a_damaged_blob_that_is_open_counts_until_it_is_closed() {
 #[test]
 fn it_stays_within_its_size_while_many_use_it() {
     const BLOCKS: u64 = 24;
-    const ROUNDS: u64 = 300;
-    let directory = tempfile::tempdir().unwrap();
+    const ROUNDS: u64 = 3000;
+    let directory = fast_directory();
     let node = Node::open(directory.path(), BLOCKS);
     let is_done = AtomicBool::new(false);
     let (node, is_done) = (&node, &is_done);
@@ -167,11 +167,10 @@ fn it_stays_within_its_size_while_many_use_it() {
                 node.state.checkpoint().unwrap();
             }
         });
-        for worker in workers {
-            worker.join().unwrap();
-        }
+        let outcomes: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         is_done.store(true, Ordering::Relaxed);
         watcher.join().unwrap();
+        outcomes.into_iter().for_each(Result::unwrap);
     });
     assert_consistent(node);
     let before = order(node);

@@ -4,9 +4,9 @@ use std::{fs::File, os::unix::fs::FileExt};
 
 use super::*;
 
-/// What happens to a file behind our back, the file of [`CONTENT`].
 type Damage = (&'static str, fn(&Path));
 
+/// What happens to a file behind our back, the file of [`CONTENT`].
 const DAMAGES: [Damage; 10] = [
     ("flipped", |path| flip(path)),
     ("flipped, with its old modification time", |path| {
