@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod disk;
 mod nodes;
+mod nth;
 mod operation;
 mod reference;
 mod store;

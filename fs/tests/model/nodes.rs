@@ -23,6 +23,7 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
+    disk,
     operation::{Damage, NODES, Trouble},
     reference::{Outcome, System},
     store::{Fault, FaultyStore},
@@ -69,6 +70,23 @@ impl Nodes {
     }
 }
 
+impl Nodes {
+    /// Whether the call on the storage that is to fail has not come yet.
+    pub fn is_in_wait(&self) -> bool {
+        self.store.is_in_wait()
+    }
+
+    /// Waits until a cache has looked through its directory.
+    pub fn wait_until_counted(&self, node: usize) {
+        self.nodes[node].cache.as_ref().unwrap().reserve(1).unwrap();
+    }
+
+    /// The directory of a node's cache.
+    pub fn directory(&self, node: usize) -> &Path {
+        self.nodes[node].directory.path()
+    }
+}
+
 impl Node {
     fn start(store: &FaultyStore, fill: Fill, limit_bytes: u64) -> Self {
         let mut node = Self {
@@ -80,23 +98,24 @@ impl Node {
             directory: tempfile::tempdir_in("/dev/shm").unwrap(),
             known: Vec::new(),
         };
-        node.boot(store, fill);
+        node.boot(store, fill).unwrap();
         node
     }
 
-    fn boot(&mut self, store: &FaultyStore, fill: Fill) {
+    fn boot(&mut self, store: &FaultyStore, fill: Fill) -> std::result::Result<(), String> {
         let size = CacheSize::Bytes(self.limit_bytes);
         let directory = self.directory.path().to_owned();
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
         let runtime = runtime.unwrap();
         let (min_free, scrub_bytes_per_second) = (CacheSize::Bytes(0), 0);
         let config = CacheConfig { directory, size, fill, min_free, scrub_bytes_per_second };
-        let cache = Cache::open(&config).unwrap();
+        let cache = Cache::open(&config)?;
         let filesystem =
             Filesystem::new(store.open(PART_BYTES), Arc::clone(&cache), fill, String::new());
         self.filesystem = Some(Arc::new(filesystem));
         self.cache = Some(cache);
         self.runtime = Some(runtime);
+        Ok(())
     }
 
     fn crash(&mut self) {
@@ -318,7 +337,11 @@ impl System for Nodes {
         if !keeps_cache {
             nodes[node].directory = tempfile::tempdir_in("/dev/shm").unwrap();
         }
-        nodes[node].boot(store, *fill);
+        if let Err(mistake) = nodes[node].boot(store, *fill) {
+            assert!(disk::has_failed(), "{mistake}");
+            // As systemd does.
+            nodes[node].boot(store, *fill).unwrap();
+        }
     }
 
     fn trouble(&mut self, trouble: Trouble, calls_before: u32) {

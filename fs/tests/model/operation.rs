@@ -151,6 +151,10 @@ pub enum Operation {
     Crash {
         node: usize,
     },
+    /// It crashes, and starts with an empty cache.
+    LoseCache {
+        node: usize,
+    },
     Trouble {
         trouble: Trouble,
         calls_before: u32,

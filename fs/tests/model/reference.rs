@@ -146,6 +146,7 @@ pub struct Reference<S: System> {
     nodes: Vec<Node<S::File>>,
     in_trouble: bool,
     was_in_trouble: bool,
+    disk_fails: bool,
 }
 
 impl<S: System> Reference<S> {
@@ -163,19 +164,31 @@ impl<S: System> Reference<S> {
             nodes: (0..NODES).map(node).collect(),
             in_trouble: false,
             was_in_trouble: false,
+            disk_fails: false,
         }
     }
 
     /// Does all of it, and looks at what there is in the end.
     pub fn run(&mut self, operations: &[Operation]) {
+        self.apply_all(operations);
+        self.finish();
+    }
+
+    pub fn apply_all(&mut self, operations: &[Operation]) {
         for operation in operations {
             self.apply(operation);
             self.system.check();
         }
-        self.finish();
     }
 
-    fn apply(&mut self, operation: &Operation) {
+    /// From now on calls on the local disk may fail, or none does any more.
+    pub fn disk_fails(&mut self, fails: bool) {
+        self.doubt();
+        self.disk_fails = fails;
+        self.was_in_trouble = true;
+    }
+
+    pub fn apply(&mut self, operation: &Operation) {
         match *operation {
             Operation::Publish { node, content, staging } => self.publish(node, content, staging),
             Operation::Stage { node, name, content, staging } => {
@@ -198,6 +211,7 @@ impl<S: System> Reference<S> {
             Operation::Settle { node } => self.system.settle(node),
             Operation::Spoil { node, content, damage } => self.spoil(node, content, damage),
             Operation::Crash { node } => self.crash(node, true),
+            Operation::LoseCache { node } => self.crash(node, false),
             Operation::Trouble { trouble, calls_before } => {
                 self.doubt();
                 self.in_trouble = true;
@@ -269,8 +283,16 @@ impl<S: System> Reference<S> {
         self.nodes[node].staged.insert(name, staged);
     }
 
+    /// Whether the local disk explains an error of what is written.
+    fn is_of_the_disk(&self, errno: i32) -> bool {
+        self.disk_fails && matches!(errno, libc::EIO | libc::ENOSPC)
+    }
+
     /// Only a node with a small cache may be full.
     fn assert_full(&self, node: usize, errno: i32) {
+        if self.is_of_the_disk(errno) {
+            return;
+        }
         assert_eq!((node, errno), (SMALL, libc::ENOSPC), "staging fails only for want of room");
     }
 
@@ -327,7 +349,8 @@ impl<S: System> Reference<S> {
             }
             Some(Err(errno)) => {
                 let may_fail = staged.is_doubtful && matches!(errno, libc::EIO | libc::ETIMEDOUT);
-                assert!(may_fail || self.is_excused(errno), "rename: errno {errno}");
+                let may_fail = may_fail || self.is_excused(errno) || self.is_of_the_disk(errno);
+                assert!(may_fail, "rename: errno {errno}");
                 self.may_be_published(content, is_right);
             }
             None => self.may_be_published(content, is_right),
@@ -346,7 +369,9 @@ impl<S: System> Reference<S> {
 
     fn unlink(&mut self, node: usize, name: usize) {
         let Some(staged) = self.nodes[node].staged.remove(&name) else { return };
-        assert_eq!(self.system.unlink(node, &staged.path), Ok(()), "what is staged can be removed");
+        if let Err(errno) = self.system.unlink(node, &staged.path) {
+            assert!(self.is_of_the_disk(errno), "unlink: errno {errno}");
+        }
         assert_eq!(self.system.size_bytes(node, &staged.path), Err(libc::ENOENT));
     }
 
@@ -493,7 +518,13 @@ impl<S: System> Reference<S> {
         let file = self.system.open(node, &self.path(content))?;
         let mut read = Vec::new();
         loop {
-            let piece = self.system.read(node, &file, read.len() as u64, READ_BYTES)?;
+            let piece = match self.system.read(node, &file, read.len() as u64, READ_BYTES) {
+                // What the disk cannot read of an open file, the kernel does not ask us for.
+                Err(libc::EIO | libc::ENOSPC) if self.disk_fails => {
+                    return self.read_all(node, content);
+                }
+                piece => piece?,
+            };
             if piece.is_empty() {
                 return Ok(read);
             }

@@ -88,6 +88,11 @@ impl FaultyStore {
         plan.next = None;
     }
 
+    /// Whether the call that is to fail has not come yet.
+    pub fn is_in_wait(&self) -> bool {
+        self.plan().next.is_some()
+    }
+
     /// Uploads that were neither completed nor aborted.
     pub fn uploads(&self) -> usize {
         self.0.uploads.load(Ordering::SeqCst)
