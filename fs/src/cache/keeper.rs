@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::Ordering,
         mpsc::{self, Receiver, TryRecvError},
     },
     time::{Duration, Instant},
@@ -84,8 +85,11 @@ impl Keeper {
                 tracing::warn!("{e}; tried again in {RETRY_INTERVAL:?}");
                 retry_at = Instant::now() + RETRY_INTERVAL;
             }
-            // Who needs room hears of it when there is none.
-            let _ = self.state.make_room(0);
+            // Who needs room hears of it when there is none. Before all is counted it would be this
+            // thread that this thread waits for, and whoever closes the cache would wait as well.
+            if self.state.is_counted.load(Ordering::Relaxed) {
+                let _ = self.state.make_room(0);
+            }
             self.state.stop.wait(TICK);
         }
     }

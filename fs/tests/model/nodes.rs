@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use larder_config::{Cache as CacheConfig, CacheSize, Fill};
@@ -35,6 +35,8 @@ const PART_BYTES: u64 = 1 << 20;
 const CACHE_BYTES: [u64; NODES] = [3 << 20, 96 << 20];
 /// "6. Nothing hangs: every wait has a deadline." By the node's own clock.
 const HANGS_AFTER: Duration = Duration::from_secs(900);
+/// Nobody waits for anything when a node ends.
+const ENDS_WITHIN: Duration = Duration::from_secs(4);
 /// After this, whatever waited for a stalled storage has given up, and the storage is asked again.
 const HEALED_AFTER: Duration = Duration::from_secs(400);
 
@@ -119,10 +121,12 @@ impl Node {
     }
 
     fn crash(&mut self) {
+        let begun = Instant::now();
         self.runtime = None;
         self.filesystem = None;
         self.cache = None;
         self.known.clear();
+        assert!(begun.elapsed() < ENDS_WITHIN, "it took {:?} to end", begun.elapsed());
     }
 
     fn filesystem(&self) -> Arc<Filesystem> {
