@@ -30,7 +30,7 @@ const CASES: u32 = 700;
 
 fn check(fill: Fill, operations: &[Operation]) {
     static CONTENTS: LazyLock<Vec<Content>> = LazyLock::new(|| Content::all(0));
-    Reference::new(Nodes::new(fill), &CONTENTS).run(operations);
+    Reference::new(Nodes::new(fill), &CONTENTS, "library/app").run(operations);
 }
 
 fn check_many(operations: impl Strategy<Value = Vec<Operation>>) {

@@ -2,8 +2,8 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, OpenOptions},
-    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     task::Poll,
@@ -332,7 +332,7 @@ impl System for Nodes {
     }
 
     fn spoil(&mut self, node: usize, digest: &Digest, damage: Damage) {
-        spoil(&self.nodes[node].cached_file(digest), damage);
+        damage.inflict(&self.nodes[node].cached_file(digest));
     }
 
     fn crash(&mut self, node: usize, keeps_cache: bool) {
@@ -387,34 +387,5 @@ impl System for Nodes {
             assert!(staged.is_empty(), "left in staging: {staged:?}");
         }
         assert!(was_in_trouble || self.store.uploads() == 0, "parts are left in the storage");
-    }
-}
-
-/// Damages a file of a cache, if it is there, in a way that fstat(2) can see.
-pub fn spoil(path: &Path, damage: Damage) {
-    let Ok(metadata) = fs::metadata(path) else { return };
-    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
-    let open = || OpenOptions::new().write(true).open(path).unwrap();
-    let changed = (metadata.ctime(), metadata.ctime_nsec());
-    match damage {
-        // What changes in one tick of the clock is the scrubber's to find.
-        Damage::Flip => {
-            let (file, mut byte) = (open(), [0]);
-            let _ = fs::File::open(path).unwrap().read_at(&mut byte, 0);
-            let mut now = changed;
-            while now == changed {
-                file.write_all_at(&[!byte[0]], 0).unwrap();
-                let metadata = file.metadata().unwrap();
-                now = (metadata.ctime(), metadata.ctime_nsec());
-            }
-        }
-        Damage::Truncate => open().set_len(metadata.len() / 2).unwrap(),
-        Damage::Empty => open().set_len(0).unwrap(),
-        Damage::Remove => fs::remove_file(path).unwrap(),
-        Damage::Replace => {
-            let other = path.with_extension("other");
-            fs::write(&other, vec![7; metadata.len() as usize]).unwrap();
-            fs::rename(other, path).unwrap();
-        }
     }
 }

@@ -106,7 +106,7 @@ fn after(scenario: &Scenario) -> Vec<Operation> {
 
 fn begin(scenario: &Scenario) -> Reference<Nodes> {
     static CONTENTS: LazyLock<Vec<Content>> = LazyLock::new(|| Content::all(0));
-    let mut reference = Reference::new(Nodes::new(Fill::Sequential), &CONTENTS);
+    let mut reference = Reference::new(Nodes::new(Fill::Sequential), &CONTENTS, "library/app");
     reference.apply_all(&scenario.before);
     reference.system.wait_until_counted(scenario.node);
     reference

@@ -1,5 +1,11 @@
 //! What programs, other nodes, disks and storages do, in random order.
 
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    path::Path,
+};
+
 use proptest::{collection::vec, prelude::*, sample::select};
 
 /// How many nodes share the storage.
@@ -48,6 +54,37 @@ pub enum Damage {
     Replace,
     Empty,
     Remove,
+}
+
+impl Damage {
+    /// Damages a file of a cache, if it is there, in a way that fstat(2) can see.
+    pub fn inflict(self, path: &Path) {
+        let Ok(metadata) = fs::metadata(path) else { return };
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        let open = || OpenOptions::new().write(true).open(path).unwrap();
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        match self {
+            // What changes in one tick of the clock is the scrubber's to find.
+            Damage::Flip => {
+                let (file, mut byte) = (open(), [0]);
+                let _ = fs::File::open(path).unwrap().read_at(&mut byte, 0);
+                let mut now = changed;
+                while now == changed {
+                    file.write_all_at(&[!byte[0]], 0).unwrap();
+                    let metadata = file.metadata().unwrap();
+                    now = (metadata.ctime(), metadata.ctime_nsec());
+                }
+            }
+            Damage::Truncate => open().set_len(metadata.len() / 2).unwrap(),
+            Damage::Empty => open().set_len(0).unwrap(),
+            Damage::Remove => fs::remove_file(path).unwrap(),
+            Damage::Replace => {
+                let other = path.with_extension("other");
+                fs::write(&other, vec![7; metadata.len() as usize]).unwrap();
+                fs::rename(other, path).unwrap();
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use larder_layout::{Algorithm, Digest, Entry, Link as LayoutLink, Membership, StagingId};
+use larder_layout::{
+    Algorithm, Digest, Entry, Link as LayoutLink, Membership, Repository, StagingId,
+};
 
 use crate::operation::{
     CONTENTS, Damage, Flaw, Link, NODES, Operation, Order, SIZES_BYTES, Staging, Trouble,
@@ -105,7 +107,10 @@ struct Blob {
 
 impl Blob {
     fn new(Content { bytes, digest }: Content) -> Self {
-        Self { bytes, digest, presence: Presence::Absent, is_damaged: false }
+        // What is too short to be another content each time may be there from an earlier case.
+        let is_short = bytes.len() < size_of::<u64>();
+        let presence = if is_short { Presence::Perhaps } else { Presence::Absent };
+        Self { bytes, digest, presence, is_damaged: false }
     }
 }
 
@@ -140,6 +145,7 @@ struct Node<F> {
 
 pub struct Reference<S: System> {
     pub system: S,
+    repository: Repository,
     blobs: Vec<Blob>,
     /// What each link may name: several after a publication that failed.
     links: BTreeMap<PathBuf, BTreeSet<Option<usize>>>,
@@ -150,8 +156,8 @@ pub struct Reference<S: System> {
 }
 
 impl<S: System> Reference<S> {
-    /// Nothing is published.
-    pub fn new(system: S, contents: &[Content]) -> Self {
+    /// Nothing is published, and nothing is in the repository.
+    pub fn new(system: S, contents: &[Content], repository: &str) -> Self {
         let node = |_| Node {
             staged: BTreeMap::new(),
             open: [const { None }; SLOTS],
@@ -159,6 +165,7 @@ impl<S: System> Reference<S> {
         };
         Self {
             system,
+            repository: repository.parse().unwrap(),
             blobs: contents.iter().cloned().map(Blob::new).collect(),
             links: BTreeMap::new(),
             nodes: (0..NODES).map(node).collect(),
@@ -376,7 +383,7 @@ impl<S: System> Reference<S> {
     }
 
     fn layout_link(&self, link: Link) -> LayoutLink {
-        let repository = "library/app".parse().unwrap();
+        let repository = self.repository.clone();
         match link {
             Link::Tag(number) => LayoutLink::Tag(repository, format!("t{number}").parse().unwrap()),
             Link::Member(content) => {
