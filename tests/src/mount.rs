@@ -63,7 +63,7 @@ impl<'a> Mount<'a> {
         // A dead mount still tells what the kernel remembers of it, but opens nothing.
         let report = self.directory.join(Entry::Report(Report::Stats).path());
         let id = process.id();
-        process.wait_until("a mount", || self.watch(id, || fs::read(&report)).ok());
+        process.wait_until("a mount", || self.watch(id, CALL_TIMEOUT, || fs::read(&report)).ok());
         *self.process() = Some(process);
     }
 
@@ -97,11 +97,16 @@ impl<'a> Mount<'a> {
     /// # Panics
     /// When it is not done in 30 s: then `larder-fs` is killed, which ends the call.
     pub fn call<T: Send>(&self, call: impl FnOnce(&Path) -> T + Send) -> T {
-        let process = self.process().as_ref().map(Process::id);
-        self.watch(process.expect("larder-fs runs"), || call(&self.directory))
+        self.call_within(CALL_TIMEOUT, call)
     }
 
-    fn watch<T: Send>(&self, process: u32, call: impl FnOnce() -> T + Send) -> T {
+    /// The same with another limit.
+    pub fn call_within<T: Send>(&self, limit: Duration, call: impl FnOnce(&Path) -> T + Send) -> T {
+        let process = self.process().as_ref().map(Process::id);
+        self.watch(process.expect("larder-fs runs"), limit, || call(&self.directory))
+    }
+
+    fn watch<T: Send>(&self, process: u32, limit: Duration, call: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let (done, ended) = mpsc::channel::<()>();
             let called = scope.spawn(move || {
@@ -109,14 +114,14 @@ impl<'a> Mount<'a> {
                 drop(done);
                 outcome
             });
-            let hangs = ended.recv_timeout(CALL_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout);
+            let hangs = ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
             if hangs {
                 let process = libc::pid_t::try_from(process).expect("a process id");
                 // SAFETY: kill touches no memory. The process is our child, and not waited for yet.
                 unsafe { libc::kill(process, libc::SIGKILL) };
             }
             let outcome = called.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            assert!(!hangs, "a call on the mount {} took more than {CALL_TIMEOUT:?}", self.name);
+            assert!(!hangs, "a call on the mount {} took more than {limit:?}", self.name);
             outcome
         })
     }

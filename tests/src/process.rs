@@ -107,6 +107,11 @@ impl Process {
         self.child.try_wait().expect("the status of a child")
     }
 
+    /// Sends a signal to its process group.
+    pub fn signal(&self, signal: libc::c_int) {
+        signal_group(&self.child, signal);
+    }
+
     /// Asks it to end with SIGTERM, and kills what does not.
     pub fn stop(&mut self) {
         signal_group(&self.child, libc::SIGTERM);

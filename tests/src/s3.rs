@@ -13,7 +13,7 @@ pub struct S3 {
     /// The bucket as a directory, where nothing has to be signed.
     bucket_url: String,
     client: Client,
-    _process: Process,
+    process: Process,
 }
 
 impl S3 {
@@ -60,7 +60,7 @@ impl S3 {
         process.wait_until("a bucket that takes an object", || is_put().ok());
         client.delete(probe).send().expect("the bucket is empty again");
         process.wait_until("the S3 service", || client.get(format!("http://{s3}/")).send().ok());
-        Self { endpoint: format!("http://{s3}"), bucket_url, client, _process: process }
+        Self { endpoint: format!("http://{s3}"), bucket_url, client, process }
     }
 
     /// `http://` and its address.
@@ -94,6 +94,16 @@ impl S3 {
             }
         });
         files.collect()
+    }
+
+    /// Stops it: it takes connections, and answers nothing. [`S3::thaw`] has it go on.
+    pub fn freeze(&self) {
+        self.process.signal(libc::SIGSTOP);
+    }
+
+    /// Has it go on where it was stopped.
+    pub fn thaw(&self) {
+        self.process.signal(libc::SIGCONT);
     }
 
     /// The bucket as the storage of nodes.
