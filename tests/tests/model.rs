@@ -7,7 +7,7 @@
 #[path = "../../fs/tests/model/operation.rs"]
 #[allow(dead_code, reason = "storages fail in the model without a mount")]
 mod operation;
-#[path = "../../fs/tests/model/reference.rs"]
+#[path = "../../fs/tests/model/reference/mod.rs"]
 #[allow(dead_code, reason = "and so do disks")]
 mod reference;
 

@@ -28,9 +28,14 @@ use self::{
 
 const CASES: u32 = 700;
 
-fn check(fill: Fill, operations: &[Operation]) {
+/// Two nodes with nothing in them, on a storage with nothing in it.
+fn new_nodes(fill: Fill) -> Reference<Nodes> {
     static CONTENTS: LazyLock<Vec<Content>> = LazyLock::new(|| Content::all(0));
-    Reference::new(Nodes::new(fill), &CONTENTS, "library/app").run(operations);
+    Reference::new(Nodes::new(fill), &CONTENTS, "library/app")
+}
+
+fn check(fill: Fill, operations: &[Operation]) {
+    new_nodes(fill).run(operations);
 }
 
 fn check_many(operations: impl Strategy<Value = Vec<Operation>>) {

@@ -1,15 +1,13 @@
 //! An ingest, a fetch, an eviction and a restart, each as often as it makes calls, and each time
 //! another of its calls fails: of those on the storage, and of those on the local disk.
 
-use std::sync::LazyLock;
-
 use larder_config::Fill;
 
 use crate::{
-    disk,
+    disk, new_nodes,
     nodes::Nodes,
-    operation::{Flaw, Operation, Order, Staging, Trouble},
-    reference::{Content, Reference},
+    operation::{Damage, Flaw, Operation, Order, Staging, Trouble},
+    reference::Reference,
 };
 
 const TOLD: Staging = Staging { is_told: true, order: Order::Forwards, flaw: Flaw::None };
@@ -72,7 +70,7 @@ fn eviction() -> Scenario {
 
 /// With a file in the cache, one that was changed, and one that was staged.
 fn restart() -> Scenario {
-    let (node, damage) = (LARGE, crate::operation::Damage::Flip);
+    let (node, damage) = (LARGE, Damage::Flip);
     let before = vec![
         publish(node, FEW, TOLD),
         publish(node, BLOCK, TOLD),
@@ -105,8 +103,7 @@ fn after(scenario: &Scenario) -> Vec<Operation> {
 }
 
 fn begin(scenario: &Scenario) -> Reference<Nodes> {
-    static CONTENTS: LazyLock<Vec<Content>> = LazyLock::new(|| Content::all(0));
-    let mut reference = Reference::new(Nodes::new(Fill::Sequential), &CONTENTS, "library/app");
+    let mut reference = new_nodes(Fill::Sequential);
     reference.apply_all(&scenario.before);
     reference.system.wait_until_counted(scenario.node);
     reference
