@@ -91,7 +91,7 @@ impl Ingest {
         let removed = self.staged().remove(id);
         match removed {
             Some(Staged::File(file)) => {
-                let removed = self.remove_file(id);
+                let removed = self.remove_file(&file);
                 file.discard().await;
                 removed
             }
@@ -119,17 +119,17 @@ impl Ingest {
         seal.keep();
         self.metrics.ingested(size_bytes);
         self.staged().remove(id);
-        let (cache, digest, id) = (Arc::clone(&self.cache), digest.clone(), id.to_string());
+        let (cache, digest) = (Arc::clone(&self.cache), digest.clone());
         Ok(tokio::task::spawn_blocking(move || {
             let Some(room) = staged.take_room() else { return };
-            if let Err(e) = cache.adopt(&id, &digest, SystemTime::now(), room) {
+            if let Err(e) = cache.adopt(&staged.name, &digest, SystemTime::now(), room) {
                 tracing::warn!(%digest, "published, but not kept in the local cache: {e}");
             }
         }))
     }
 
-    fn remove_file(&self, id: &StagingId) -> Result<()> {
-        let path = self.cache.staging_path(id.as_str());
+    fn remove_file(&self, file: &StagedFile) -> Result<()> {
+        let path = self.cache.staging_path(&file.name);
         std::fs::remove_file(path).map_err(|e| Error::disk("remove an ingest", e))
     }
 

@@ -67,7 +67,6 @@ impl Growing {
     /// [`Error::Disk`] when the cache takes no file.
     pub fn new(fetches: Arc<Fetches>, digest: Digest, meta: BlobMeta) -> Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
-        // A colon cannot be in the name of an ingest, so the two never meet.
         let name = format!("fetch:{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         let room = fetches.cache.reserve(0)?;
         let file = fetches.cache.stage(&name)?;

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -20,6 +23,9 @@ use crate::{
 pub struct StagedFile {
     /// The file on local disk.
     pub file: File,
+    /// Of the file in the staging directory. Not the name in `ingest/`, which is free for another
+    /// file while this one is still being taken into the cache, or could not be removed.
+    pub(super) name: String,
     storage: Arc<Storage>,
     /// What its name says that it will be.
     expected: Option<Digest>,
@@ -73,13 +79,15 @@ impl StagedFile {
         cache: &Arc<Cache>,
         id: &StagingId,
     ) -> Result<Self> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let name = format!("ingest:{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         let room = Some(cache.reserve(0)?);
         let expected = id.digest();
         let verifier = expected.clone().map(Verifier::new);
         let received = Mutex::new(Received { room, verifier, is_sealed: false });
-        let file = cache.stage(id.as_str())?;
+        let file = cache.stage(&name)?;
         let ahead = tokio::sync::Mutex::default();
-        Ok(Self { file, storage: Arc::clone(storage), expected, received, ahead })
+        Ok(Self { file, name, storage: Arc::clone(storage), expected, received, ahead })
     }
 
     /// Writes `content` at `offset`.

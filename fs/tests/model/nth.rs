@@ -86,7 +86,7 @@ fn restart() -> Scenario {
     Scenario { before, node, during, restarts: true }
 }
 
-/// Afterwards all is as it should be, and goes on as it should.
+/// Afterwards all is as it should be, and what was done is done once more.
 fn after(scenario: &Scenario) -> Vec<Operation> {
     let staging = TOLD;
     let of_node = |node: usize| {
@@ -98,7 +98,8 @@ fn after(scenario: &Scenario) -> Vec<Operation> {
         ]
     };
     let restart = scenario.restarts.then_some(Operation::Crash { node: scenario.node });
-    let first: Vec<_> = [Operation::Heal].into_iter().chain(restart).collect();
+    let first: Vec<_> =
+        [Operation::Heal].into_iter().chain(restart).chain(scenario.during.clone()).collect();
     [first, of_node(SMALL).into(), of_node(LARGE).into()].concat()
 }
 
