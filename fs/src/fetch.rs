@@ -16,9 +16,11 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::BoxStream};
 use larder_config::Fill;
 use larder_layout::Digest;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 pub use self::reader::Reader;
 use self::{growing::Growing, uncached::Uncached};
@@ -169,6 +171,17 @@ impl Fetches {
     fn mark_damaged(&self, digest: &Digest, error: &Error) {
         self.storage.mark_damaged(digest);
         tracing::error!(%digest, "{error}; it counts as missing until it is published anew");
+    }
+}
+
+/// The next bytes of a range; `None` behind the last.
+///
+/// # Errors
+/// [`Error::TimedOut`] when the storage gives none for [`STALL_TIMEOUT`].
+async fn next_piece(content: &mut BoxStream<'static, Result<Bytes>>) -> Result<Option<Bytes>> {
+    match timeout(STALL_TIMEOUT, content.next()).await {
+        Ok(piece) => piece.transpose(),
+        Err(_) => Err(Error::TimedOut),
     }
 }
 

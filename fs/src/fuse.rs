@@ -1,8 +1,8 @@
 //! The FUSE adapter: decode a request, call [`Filesystem`], reply. With [`passthrough`], the only
 //! place that names `fuser`.
 //!
-//! No request is answered on the thread that reads requests from the kernel: whatever may wait,
-//! for the storage or the disk, waits in a task with a deadline, and the next request is read.
+//! The thread that reads requests from the kernel answers only what it can at once. Whatever may
+//! wait, for the storage or the disk, waits in a task with a deadline, and the next request is read.
 
 mod attributes;
 mod interrupt;

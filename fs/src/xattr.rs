@@ -1,6 +1,6 @@
 //! Extended attributes of blobs: what `getfattr -d -m -` tells an operator. xattr(7)
 
-use std::{io::Read, os::unix::fs::FileExt, sync::Arc, time::SystemTime};
+use std::{io::Read, os::unix::fs::FileExt, time::SystemTime};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use larder_layout::Digest;
@@ -48,7 +48,7 @@ impl Attribute {
     /// - `where`: `local` in this node's cache, `shared` only in the storage of all nodes
     /// - `cached`, `verified`: since when it is in the cache, and when it was last hashed (RFC 3339)
     /// - `media_type`: where it stands in the blob itself, and that is in the cache
-    fn value(self, cache: &Arc<Cache>, digest: &Digest, meta: BlobMeta) -> Option<String> {
+    fn value(self, cache: &Cache, digest: &Digest, meta: BlobMeta) -> Option<String> {
         let facts = cache.facts(digest);
         match self {
             Self::Digest => Some(digest.to_string()),
@@ -65,14 +65,14 @@ impl Attribute {
 ///
 /// # Errors
 /// [`Error::NoAttribute`]
-pub fn value(cache: &Arc<Cache>, digest: &Digest, meta: BlobMeta, name: &str) -> Result<String> {
+pub fn value(cache: &Cache, digest: &Digest, meta: BlobMeta, name: &str) -> Result<String> {
     let name = name.strip_prefix(PREFIX).ok_or(Error::NoAttribute)?;
     let attribute = Attribute::ALL.into_iter().find(|attribute| attribute.as_str() == name);
     attribute.and_then(|attribute| attribute.value(cache, digest, meta)).ok_or(Error::NoAttribute)
 }
 
 /// The names of the attributes that a blob has now, each with a NUL behind it: listxattr(2).
-pub fn names(cache: &Arc<Cache>, digest: &Digest, meta: BlobMeta) -> String {
+pub fn names(cache: &Cache, digest: &Digest, meta: BlobMeta) -> String {
     let has_value = |attribute: &Attribute| attribute.value(cache, digest, meta).is_some();
     let names = Attribute::ALL.into_iter().filter(has_value);
     names.map(|attribute| format!("{PREFIX}{}\0", attribute.as_str())).collect()
@@ -83,7 +83,7 @@ fn time(time: SystemTime) -> String {
 }
 
 /// `mediaType` of a manifest. OCI image spec, manifest.md: it may be missing.
-fn media_type(cache: &Arc<Cache>, digest: &Digest, meta: BlobMeta) -> Option<String> {
+fn media_type(cache: &Cache, digest: &Digest, meta: BlobMeta) -> Option<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Manifest {

@@ -18,6 +18,8 @@ const WRITERS: usize = 8;
 const RACES: usize = 5;
 /// A large object: two parts and a rest.
 const LARGE_BYTES: usize = (16 << 20) + 1;
+/// How long finding leftovers may take, with which nothing is wrong if it takes longer.
+const SWEEP_DEADLINE: Duration = Duration::from_secs(30);
 /// Slower than this a pull is felt to be slow: each blob takes a few requests, and a layer is a
 /// hundred MiB.
 const LATENCY_WARNING: Duration = Duration::from_millis(200);
@@ -30,13 +32,14 @@ const SKEW_FAILURE: Duration = Duration::from_secs(240);
 type Check = for<'a> fn(&'a Probe) -> BoxFuture<'a, Outcome>;
 
 /// Every check after the first, in the order in which they run.
-pub const ALL: [(&str, Check); 9] = [
+pub const ALL: [(&str, Check); 10] = [
     ("read-after-write", |probe| Box::pin(read_after_write(probe, ROUNDS))),
     ("overwrite", |probe| Box::pin(overwrite(probe))),
     ("read-after-delete", |probe| Box::pin(read_after_delete(probe))),
     ("list-after-write", |probe| Box::pin(list_after_write(probe))),
     ("put-if-absent", |probe| Box::pin(put_if_absent(probe))),
     ("multipart", |probe| Box::pin(multipart(probe))),
+    ("leftovers", |probe| Box::pin(leftovers(probe))),
     ("ranges", |probe| Box::pin(ranges(probe))),
     ("speed", |probe| Box::pin(speed(probe))),
     ("clock", |probe| Box::pin(clock(probe))),
@@ -180,6 +183,20 @@ async fn send_in_parts(
     parts.put(content.clone());
     parts.wait_for_capacity(1).await?;
     Ok(parts)
+}
+
+/// Whether what killed nodes leave of uploads can be found. Nothing is old enough to be removed.
+async fn leftovers(probe: &Probe) -> Outcome {
+    let Some(leftovers) = &probe.first.leftovers else {
+        return Ok((Verdict::Ok, "the service removes them by itself".to_owned()));
+    };
+    let why = match tokio::time::timeout(SWEEP_DEADLINE, leftovers.sweep(Duration::MAX)).await {
+        Ok(Ok(_)) => return Ok((Verdict::Ok, "uploads of killed nodes can be found".to_owned())),
+        Ok(Err(e)) => probe.first.explain(&e),
+        Err(_) => probe.first.explain_silence(SWEEP_DEADLINE),
+    };
+    let advice = "uploads of killed nodes stay and cost space; allow us to list and abort them";
+    Ok((Verdict::Warning, format!("{advice}: {why}")))
 }
 
 async fn ranges(probe: &Probe) -> Outcome {

@@ -67,13 +67,17 @@ impl Reader {
         read.map_err(|e| Error::lost(self.uncached.digest(), &e))
     }
 
-    /// Counts what is read on end, this read included.
+    /// Counts what is read on end, this read included, each byte once.
     fn note(&self, offset: u64, end: u64) -> u64 {
         let mut streak = self.streak.lock().unwrap_or_else(PoisonError::into_inner);
         // Several threads of the kernel may ask for what one program reads, a little out of order.
-        let follows = offset.abs_diff(streak.end) <= BLOCK_BYTES && streak.end > 0 || offset == 0;
-        let before = if follows { streak.size_bytes } else { 0 };
-        *streak = Streak { end, size_bytes: before + (end - offset) };
+        let follows = streak.end > 0 && offset.abs_diff(streak.end) <= BLOCK_BYTES;
+        *streak = if follows {
+            let new_bytes = end.saturating_sub(offset.max(streak.end));
+            Streak { end: streak.end.max(end), size_bytes: streak.size_bytes + new_bytes }
+        } else {
+            Streak { end, size_bytes: end - offset }
+        };
         streak.size_bytes
     }
 }

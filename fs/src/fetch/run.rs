@@ -2,10 +2,9 @@
 
 use std::{mem, ops::Range, sync::Arc, time::Duration};
 
-use futures_util::StreamExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::{BLOCK_BYTES, STALL_TIMEOUT, blocking, growing::Growing};
+use super::{BLOCK_BYTES, blocking, growing::Growing, next_piece};
 use crate::error::{Error, Result};
 
 /// How often a request that broke off is made again without a block in between.
@@ -40,12 +39,8 @@ impl Growing {
         let mut content = storage.read_blob(&self.digest, size_bytes, range).await?;
         let (mut pieces, mut missing_bytes) = (Vec::new(), self.block_bytes(*next));
         while *next < end {
-            let Some(piece) =
-                timeout(STALL_TIMEOUT, content.next()).await.map_err(|_| Error::TimedOut)?
-            else {
-                return Err(Error::short(&self.digest));
-            };
-            let mut piece = piece?;
+            let piece = next_piece(&mut content).await?;
+            let mut piece = piece.ok_or_else(|| Error::short(&self.digest))?;
             self.fetches.metrics.fetched(piece.len() as u64);
             while *next < end && piece.len() as u64 >= missing_bytes {
                 pieces.push(piece.split_to(missing_bytes as usize));

@@ -7,11 +7,10 @@
 use std::{ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use larder_layout::{Digest, Verifier};
-use tokio::{sync::Mutex, task::JoinHandle, time::timeout};
+use tokio::{sync::Mutex, task::JoinHandle};
 
-use super::{Fetches, STALL_TIMEOUT};
+use super::{Fetches, next_piece};
 use crate::error::{Error, Result};
 
 /// What is fetched in one request, and kept in memory: twice for each reader that reads in order.
@@ -153,10 +152,8 @@ impl Fetches {
         let wanted_bytes = (range.end - range.start) as usize;
         let mut content = self.storage.read_blob(digest, size_bytes, range).await?;
         let mut piece = BytesMut::with_capacity(wanted_bytes);
-        while let Some(bytes) =
-            timeout(STALL_TIMEOUT, content.next()).await.map_err(|_| Error::TimedOut)?
-        {
-            piece.extend_from_slice(&bytes?);
+        while let Some(bytes) = next_piece(&mut content).await? {
+            piece.extend_from_slice(&bytes);
         }
         if piece.len() != wanted_bytes {
             return Err(Error::short(digest));

@@ -26,6 +26,21 @@ async fn a_read_in_the_middle_fetches_little() {
     assert!(b.fetched_bytes().await <= 4 * MIB as u64, "{}", b.fetched_bytes().await);
 }
 
+/// "`sequential`: when a reader has read 4 MiB of it on end": the same bytes again are none of them.
+#[tokio::test]
+async fn what_is_read_again_and_again_is_not_read_on_end() {
+    let store = Arc::new(Recorder::default());
+    let (a, b) = (Node::on(&store), Node::on(&store));
+    let (content, digest) = blob(100 * MIB);
+    a.publish(&content, &digest).await.unwrap();
+    let opened = b.open(&digest).await.unwrap();
+    for _ in 0..16 {
+        let read = Arc::clone(&opened).read(0, READ_BYTES).await.unwrap();
+        assert_eq!(read, content[..READ_BYTES as usize]);
+    }
+    assert!(b.fetched_bytes().await <= 8 * MIB as u64, "{}", b.fetched_bytes().await);
+}
+
 /// "The last chunk is withheld until the digest is right."
 #[tokio::test]
 async fn a_damaged_blob_is_never_read_to_its_end() {

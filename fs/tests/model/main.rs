@@ -22,7 +22,7 @@ use proptest::{
 
 use self::{
     nodes::Nodes,
-    operation::{Flaw, Operation, Order, Staging},
+    operation::{Flaw, Link, Operation, Order, Staging},
     reference::{Content, Reference},
 };
 
@@ -71,6 +71,20 @@ fn caches_are_spoiled_and_nodes_crash() {
 #[test]
 fn the_storage_fails() {
     check_many(operation::faulty());
+}
+
+/// A node refuses a link to what it knows to be damaged, which another node still has cached.
+#[test]
+fn regression_a_link_to_a_damaged_blob() {
+    let (content, link) = (3, Link::Tag(0));
+    let staging = Staging { is_told: false, order: Order::Forwards, flaw: Flaw::None };
+    let operations = [
+        Operation::Publish { node: 0, content, staging },
+        Operation::DamageStored { content },
+        Operation::Open { node: 1, slot: 0, content },
+        Operation::Link { node: 1, link, content },
+    ];
+    check(Fill::Never, &operations);
 }
 
 /// Who waits for a rename may be interrupted at any step of it. The staged file can then be

@@ -175,7 +175,10 @@ impl<S: System> Reference<S> {
             }
             Err(libc::ENOENT) => {
                 assert!(*is_damaged || *presence != Presence::Published, "a blob is missing");
-                *presence = Presence::Absent;
+                // Which blob is damaged, only the node knows that met it.
+                if !*is_damaged {
+                    *presence = Presence::Absent;
+                }
             }
             Err(libc::EINVAL) => {
                 let is_other = matches!(link, Link::Member(member) if member != content);
