@@ -77,6 +77,16 @@ impl<'a> Mount<'a> {
         self.process().as_mut().expect("larder-fs runs").stop();
     }
 
+    /// Stops the program: what calls the mount waits for it. [`Mount::thaw`] has it go on.
+    pub fn freeze(&self) {
+        self.process().as_ref().expect("larder-fs runs").signal(libc::SIGSTOP);
+    }
+
+    /// Has it go on where it was stopped.
+    pub fn thaw(&self) {
+        self.process().as_ref().expect("larder-fs runs").signal(libc::SIGCONT);
+    }
+
     /// Where it is mounted. Not to be touched but in [`Self::call`].
     pub fn directory(&self) -> &Path {
         &self.directory
