@@ -250,6 +250,7 @@ impl Growing {
     }
 
     fn hash_blocks(&self, mut verifier: Verifier, block: usize, pieces: &[Bytes]) {
+        let mut content = Vec::new();
         loop {
             let next = self.state().hashed_blocks;
             let start = next as u64 * BLOCK_BYTES;
@@ -259,10 +260,11 @@ impl Growing {
             if next == block {
                 pieces.iter().for_each(|piece| verifier.update(piece));
             } else {
-                match self.read_file(start..(start + BLOCK_BYTES).min(self.meta.size_bytes)) {
-                    Ok(content) => verifier.update(&content),
-                    Err(e) => return self.end(Err(e)),
+                content.resize(self.block_bytes(next) as usize, 0);
+                if let Err(e) = self.file.read_exact_at(&mut content, start) {
+                    return self.end(Err(self.disk_error("read", e)));
                 }
+                verifier.update(&content);
             }
             let mut state = self.state();
             state.hashed_blocks += 1;
