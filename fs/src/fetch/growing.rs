@@ -70,6 +70,10 @@ impl Growing {
         let name = format!("fetch:{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         let room = fetches.cache.reserve(0)?;
         let file = fetches.cache.stage(&name)?;
+        // A file that grows as it is written takes more of XFS than was reserved: it is given room
+        // to grow on.
+        let sized = file.set_len(meta.size_bytes);
+        sized.map_err(|e| Error::disk(format!("give {name} its length"), e))?;
         let blocks = usize::try_from(meta.size_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(usize::MAX);
         let state = State {
             blocks: vec![Block::Missing; blocks].into(),
