@@ -202,7 +202,8 @@ impl Growing {
         let is_missing = |block: &usize| state.blocks[*block] == Block::Missing;
         let next = (cursor..state.blocks.len()).find(is_missing);
         let next = next.or_else(|| (0..cursor).find(is_missing))?;
-        let run = state.claim(next, RUN_BLOCKS);
+        // Runs begin where parts of the same length do: a range that crosses them costs more.
+        let run = state.claim(next, RUN_BLOCKS - next % RUN_BLOCKS);
         state.cursor = Some(run.end);
         Some(run)
     }
