@@ -154,7 +154,11 @@ fn a_directory_that_answers_nothing_when_it_is_mounted() {
     check.args(["check", "--config"]).arg(sandbox.path("node.yml"));
     let told = run(check, TOLD_WITHIN).expect_err("no storage").0;
     assert!(told.contains("storage.filesystem.rootdirectory: no answer"), "{told}");
+    let begun = Instant::now();
     node.restart();
+    assert!(begun.elapsed() < TOLD_WITHIN, "it took {:?} to mount", begun.elapsed());
+    let told = node.log();
+    assert!(told.contains("mounting without the shared storage, which does not answer"), "{told}");
     for (path, content) in cached.iter().zip(&contents) {
         let read = node.call_within(AT_ONCE, |mount| fs::read(mount.join(path)));
         assert!(read.unwrap() == *content, "a cached blob is served");

@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use larder_config::Storage as Config;
 use object_store::{ObjectStoreExt, path::Path as Key};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::store::{self, Backend};
 
@@ -167,11 +168,12 @@ pub enum Readiness {
 /// The short form: whether the storage lets us in, and whether one client reads at once what
 /// another has written. What else there is to say of a directory is logged.
 pub async fn readiness(config: &Config) -> Readiness {
+    let deadline = Instant::now() + ACCESS_DEADLINE;
     let probe = match Probe::open(config) {
         Ok(probe) => probe,
         Err(mistake) => return Readiness::Unfit(mistake),
     };
-    match tokio::time::timeout(ACCESS_DEADLINE, probes::access(&probe)).await {
+    match tokio::time::timeout_at(deadline, probes::access(&probe)).await {
         Ok(Ok(_)) => {}
         Ok(Err(e)) if probe.first.is_misconfigured(&e) => {
             return Readiness::Unfit(probe.first.explain(&e));

@@ -47,8 +47,9 @@ use self::{
 };
 use super::{Backend, Leftovers, PART_BYTES};
 
-/// How long the directory may take to be opened, in which a wrong configuration shows.
-const OPEN_DEADLINE: Duration = Duration::from_secs(2);
+/// How long the directory may take to be opened, in which a wrong configuration shows. One that takes
+/// longer is asked for 9 s more, and an operator is told within 10 s.
+const OPEN_DEADLINE: Duration = Duration::from_millis(800);
 /// The pause before a directory is opened again that could not be opened in time.
 const OPEN_PAUSE: Duration = Duration::from_secs(5);
 /// How many threads may wait for the directory. An NFS server that is away keeps them all, and the
