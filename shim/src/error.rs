@@ -32,6 +32,9 @@ pub enum Error {
     /// `?ns=` names a registry that this cache has no upstream for.
     #[error("this cache does not hold content of the registry {0:?}")]
     Namespace(String),
+    /// The name begins with no registry that this cache has, and no upstream is the default.
+    #[error("repository {0} does not begin with the name of a registry that this cache has")]
+    Registry(Repository),
     /// There is no such repository.
     #[error("repository {0} is not known")]
     Repository(Repository),
@@ -85,6 +88,9 @@ impl Error {
             }
             Self::Namespace(_) => {
                 Row(S::NOT_FOUND, "NAME_UNKNOWN", "ask that registry, not this cache, for it")
+            }
+            Self::Registry(_) => {
+                Row(S::NOT_FOUND, "NAME_UNKNOWN", "put the registry in front: quay.io/org/app")
             }
             Self::Repository(_) => {
                 Row(S::NOT_FOUND, "NAME_UNKNOWN", "check the name, or pull from it once")

@@ -16,6 +16,7 @@ mod manifest;
 mod outbox;
 mod pull;
 mod range;
+mod registries;
 mod routes;
 mod server;
 mod shim;

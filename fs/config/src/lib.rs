@@ -34,7 +34,7 @@ pub use storage::{
     Azure, AzureCredentials, Gcs, KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3,
     ServiceAccount, Storage, Swift, SwiftLogin,
 };
-pub use upstream::{Credentials, Upstreams};
+pub use upstream::{Credentials, Upstream};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).
 pub const EXIT_CODE: u8 = 64;
@@ -50,8 +50,9 @@ pub struct Config {
     pub cache: Cache,
     /// `http:`
     pub http: Http,
-    /// `proxy:` or `middleware.registry[name=downstream]`; without either, nothing is pulled.
-    pub upstreams: Option<Upstreams>,
+    /// `proxy:` or `middleware.registry[name=downstream]`, and `upstreams:`; without any, nothing is
+    /// pulled.
+    pub upstreams: Vec<Upstream>,
     /// One sentence for each key that is accepted but changes nothing, to be logged at start.
     pub notes: Vec<String>,
 }
@@ -103,7 +104,7 @@ impl Config {
         });
         let storage = Storage::read(root);
         let (log, cache, http) = (Log::read(root), Cache::read(root), Http::read(root));
-        let upstreams = Upstreams::read(root);
+        let upstreams = Upstream::read(root);
         unused::read(root);
         Some(Self { log, storage: storage?, cache, http, upstreams, notes: Vec::new() })
     }

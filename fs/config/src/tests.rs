@@ -87,10 +87,10 @@ fn dtrs_example_loads_as_it_stands() {
     assert_eq!(tls.certificate, Path::new("/run/secrets/cache.cert.pem"));
     assert_eq!(tls.key, Path::new("/run/secrets/cache.key.pem"));
     assert_eq!(tls.minimum_version, TlsVersion::Tls12);
-    let upstreams = config.upstreams.unwrap();
-    assert_eq!(upstreams.urls, ["https://dtr.example.com:4443"]);
-    assert_eq!(upstreams.certificate_authorities, [Path::new("/run/secrets/dtr.cert.pem")]);
-    assert!(upstreams.credentials.is_none());
+    let [upstream] = &config.upstreams[..] else { panic!("not one upstream") };
+    assert_eq!(upstream.urls, ["https://dtr.example.com:4443"]);
+    assert_eq!(upstream.certificate_authorities, [Path::new("/run/secrets/dtr.cert.pem")]);
+    assert!(upstream.is_default && upstream.key.is_none() && upstream.credentials.is_none());
     let noted: Vec<_> = config.notes.iter().map(|note| note.split(": ").nth(1).unwrap()).collect();
     let blobttl = "middleware.registry[0].options.blobttl";
     assert_eq!(noted, ["storage.delete.enabled", "http.secret", "http.host", blobttl]);
@@ -129,7 +129,7 @@ fn an_absent_key_has_its_default_and_an_empty_value_is_as_good_as_absent() {
         assert_eq!(config.cache.scrub_bytes_per_second, 10 << 20);
         assert_eq!(config.http.addr, "0.0.0.0:5000");
         assert_eq!(config.http.drain_timeout, Duration::from_secs(60));
-        assert!(config.http.tls.is_none() && config.upstreams.is_none());
+        assert!(config.http.tls.is_none() && config.upstreams.is_empty());
         assert_eq!(config.notes, Vec::<String>::new());
     }
     let s3 = s3(parse(MINIMAL_S3).unwrap());
@@ -176,9 +176,9 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert_eq!(config.http.addr, "[::]:5000");
     assert_eq!(config.http.drain_timeout, Duration::from_secs(90));
     assert_eq!(config.http.tls.as_ref().unwrap().minimum_version, TlsVersion::Tls13);
-    let upstreams = config.upstreams.as_ref().unwrap();
-    assert_eq!(upstreams.urls, ["https://registry-1.docker.io"]);
-    let credentials = upstreams.credentials.as_ref().unwrap();
+    let upstream = &config.upstreams[0];
+    assert_eq!(upstream.urls, ["https://registry-1.docker.io"]);
+    let credentials = upstream.credentials.as_ref().unwrap();
     assert_eq!((&*credentials.username, credentials.password.expose()), ("u", "0777"));
 
     let s3 = s3(config);
@@ -191,6 +191,30 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert_eq!((&*s3.root_directory, s3.kms_key_id.as_deref()), ("a/b", Some("key")));
     assert_eq!(s3.storage_class.as_deref(), Some("STANDARD_IA"));
     assert_eq!(s3.chunk_size_bytes, 5 << 20);
+}
+
+#[test]
+fn upstreams_are_named_by_their_keys() {
+    let config = parse(&format!(
+        "{MINIMAL}proxy: {{remoteurl: 'https://dtr.example.com'}}
+upstreams:
+  docker.io:
+  quay.io: {{hosts: ['quay.example.com:5000'], username: u, password: p}}
+  k8s: {{urls: [registry.k8s.io, 'http://mirror:5000'], cas: [/ca.pem], mirror: true}}
+"
+    ))
+    .unwrap();
+    let [proxy, hub, quay, k8s] = &config.upstreams[..] else { panic!("{:?}", config.upstreams) };
+    assert!(proxy.is_default && !hub.is_default && !quay.is_default && !k8s.is_default);
+    assert_eq!(
+        (hub.key.as_deref(), &*hub.urls[0]),
+        (Some("docker.io"), "https://registry-1.docker.io")
+    );
+    assert_eq!(hub.hosts, ["index.docker.io", "registry-1.docker.io"]);
+    assert_eq!((&*quay.urls[0], &*quay.hosts[0]), ("https://quay.io", "quay.example.com:5000"));
+    assert_eq!(quay.credentials.as_ref().unwrap().username, "u");
+    assert_eq!(k8s.urls, ["https://registry.k8s.io", "http://mirror:5000"]);
+    assert!(k8s.is_mirror && k8s.certificate_authorities == [Path::new("/ca.pem")]);
 }
 
 #[test]
@@ -293,7 +317,17 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
         (
             "proxy: {remoteurl: 'https://a'}\n\
              middleware: {registry: [{name: downstream, options: {upstreams: [a]}}]}",
-            "middleware: the upstream is given more than once",
+            "middleware: the default upstream is given more than once",
+        ),
+        (
+            "upstreams: {'quay.io:443': {}}",
+            "upstreams.quay.io:443: repositories are named after it",
+        ),
+        ("upstreams: {quay.io: {hosts: [a/b]}}", "hosts[0]: expected a host such as quay.io"),
+        ("upstreams: {quay.io: {username: u}}", "upstreams.quay.io.password: is missing"),
+        (
+            "upstreams: {a: {default: true}, b: {default: true}}",
+            "upstreams: more than one upstream is the default",
         ),
         ("notifications: {endpoints: [{name: a}]}", "notifications.endpoints: no events"),
         ("reporting: {bugsnag: {apikey: a}}", "reporting: no errors are sent"),
@@ -364,7 +398,7 @@ fn variables_override_and_add() {
     assert_eq!(config.cache.size, CacheSize::Percent(30));
     assert_eq!(config.cache.min_free, CacheSize::Bytes(2 << 30));
     assert_eq!(config.log.level, Level::Debug);
-    assert_eq!(config.upstreams.as_ref().unwrap().urls, ["https://a:5000", "http://b"]);
+    assert_eq!(config.upstreams[0].urls, ["https://a:5000", "http://b"]);
     assert_eq!(
         config.notes,
         [

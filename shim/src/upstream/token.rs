@@ -9,7 +9,6 @@ use std::{
 
 use hyper::StatusCode;
 use larder_config::{Credentials, Secret};
-use larder_layout::Repository;
 use reqwest::{Client, RequestBuilder};
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -32,7 +31,8 @@ const KNOWN_MAX: usize = 4096;
 /// The credentials, and what they were exchanged for.
 pub(super) struct Tokens {
     credentials: Option<Credentials>,
-    known: Mutex<HashMap<(String, Repository), Known>>,
+    /// By what the upstream is reached at, and its name for the repository.
+    known: Mutex<HashMap<(String, String), Known>>,
 }
 
 struct Known {
@@ -73,9 +73,9 @@ impl Tokens {
     }
 
     /// What the upstream at `url` has accepted for this repository before, and still should.
-    pub(super) fn known(&self, url: &Url, repository: &Repository) -> Option<Authorization> {
+    pub(super) fn known(&self, url: &Url, repository: &str) -> Option<Authorization> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&(url.authority().to_owned(), repository.clone()))?;
+        let known = known.get(&(url.authority().to_owned(), repository.to_owned()))?;
         (Instant::now() < known.expires).then(|| known.authorization.clone())
     }
 
@@ -88,7 +88,7 @@ impl Tokens {
         client: &Client,
         challenges: &[Challenge],
         url: &Url,
-        repository: &Repository,
+        repository: &str,
     ) -> Result<Authorization, UpstreamError> {
         let of_scheme =
             |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
@@ -111,7 +111,7 @@ impl Tokens {
         client: &Client,
         challenge: &Challenge,
         url: &Url,
-        repository: &Repository,
+        repository: &str,
     ) -> Result<(Authorization, Duration), UpstreamError> {
         let realm = challenge.parameter("realm").and_then(|realm| Url::parse(realm).ok());
         let mut realm = realm.ok_or_else(|| denied("its challenge names no token server"))?;
@@ -150,13 +150,7 @@ impl Tokens {
         Ok((Authorization::Bearer(Secret::new(token)), lifetime))
     }
 
-    fn keep(
-        &self,
-        url: &Url,
-        repository: &Repository,
-        authorization: Authorization,
-        lifetime: Duration,
-    ) {
+    fn keep(&self, url: &Url, repository: &str, authorization: Authorization, lifetime: Duration) {
         let now = Instant::now();
         let expires = now + lifetime.min(TOKEN_MAX_LIFETIME).saturating_sub(TOKEN_MARGIN);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +158,7 @@ impl Tokens {
             known.retain(|_, known| now < known.expires);
         }
         if known.len() < KNOWN_MAX {
-            let key = (url.authority().to_owned(), repository.clone());
+            let key = (url.authority().to_owned(), repository.to_owned());
             known.insert(key, Known { authorization, expires });
         }
     }

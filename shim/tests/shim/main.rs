@@ -8,3 +8,4 @@ mod manifests;
 mod requests;
 mod serving;
 mod support;
+mod upstreams;

@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstream as Registry,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
@@ -241,8 +241,14 @@ impl Shim {
         Self::over(root, Some(upstreams(&[upstream.url()]))).await
     }
 
-    pub async fn over(root: Arc<TempDir>, upstreams: Option<Upstreams>) -> Self {
+    pub async fn over(root: Arc<TempDir>, upstreams: Option<Registry>) -> Self {
         Self::with(config(upstreams), root).await
+    }
+
+    /// Over an empty directory, with several upstreams.
+    pub async fn of(upstreams: Vec<Registry>) -> Self {
+        let config = Config { upstreams, ..config(None) };
+        Self::with(config, Arc::new(TempDir::new().unwrap())).await
     }
 
     pub async fn with(config: Config, root: Arc<TempDir>) -> Self {
@@ -321,8 +327,22 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-pub fn upstreams(urls: &[String]) -> Upstreams {
-    Upstreams { urls: urls.to_vec(), certificate_authorities: Vec::new(), credentials: None }
+/// The default upstream, at these URLs.
+pub fn upstreams(urls: &[String]) -> Registry {
+    Registry {
+        key: None,
+        is_default: true,
+        hosts: Vec::new(),
+        is_mirror: false,
+        urls: urls.to_vec(),
+        certificate_authorities: Vec::new(),
+        credentials: None,
+    }
+}
+
+/// An upstream with a key.
+pub fn keyed(key: &str, url: String) -> Registry {
+    Registry { key: Some(key.to_owned()), is_default: false, ..upstreams(&[url]) }
 }
 
 pub fn credentials() -> Option<Credentials> {
@@ -330,7 +350,7 @@ pub fn credentials() -> Option<Credentials> {
     Some(Credentials { username: "larder".to_owned(), password })
 }
 
-pub fn config(upstreams: Option<Upstreams>) -> Config {
+pub fn config(upstreams: Option<Registry>) -> Config {
     Config {
         log: Log { level: Level::Info, formatter: Formatter::Text, access_log: true },
         storage: Storage::Filesystem { root_directory: Path::new("/nowhere").into() },
@@ -341,7 +361,7 @@ pub fn config(upstreams: Option<Upstreams>) -> Config {
             headers: vec![("X-Content-Type-Options".to_owned(), "nosniff".to_owned())],
             drain_timeout: PATIENCE,
         },
-        upstreams,
+        upstreams: upstreams.into_iter().collect(),
         notes: Vec::new(),
     }
 }
