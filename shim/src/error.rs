@@ -103,7 +103,7 @@ impl Error {
                 Row(S::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", "ask for a range inside the blob")
             }
             Self::Denied(_) => {
-                Row(S::FORBIDDEN, "DENIED", "check the name, and proxy.username and proxy.password")
+                Row(S::FORBIDDEN, "DENIED", "check the name, and the upstream's credentials")
             }
             Self::TooManyRequests { .. } => {
                 Row(S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "try again later")

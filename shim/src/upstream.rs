@@ -1,7 +1,10 @@
 //! The upstream registry: the only code that speaks HTTP to it.
 
 mod challenge;
+mod credentials;
+mod download;
 mod endpoint;
+mod error;
 mod token;
 
 use std::{
@@ -25,8 +28,14 @@ use tokio::time::timeout;
 use url::Url;
 
 use self::{
+    credentials::Credentials,
     endpoint::Endpoint,
+    error::{Reason, late},
     token::{Authorization, Tokens},
+};
+pub use self::{
+    download::Download,
+    error::{UpstreamError, UpstreamMistake},
 };
 use crate::error::Error;
 
@@ -35,8 +44,6 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the headers of a blob's answer may take. Registries that scan or thaw a blob first are
 /// known to need 40 s.
 const BLOB_DEADLINE: Duration = Duration::from_secs(60);
-/// How long each next byte of a blob may take.
-const STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a `HEAD` may take: a client waits for it in front of a tag that may be cached.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a whole manifest may take.
@@ -72,34 +79,6 @@ pub struct Upstream {
     tokens: Tokens,
 }
 
-/// What the configuration says of the upstream cannot work.
-#[derive(Debug, thiserror::Error)]
-#[error("upstream {what}: {reason}")]
-pub struct UpstreamMistake {
-    what: String,
-    reason: String,
-}
-
-/// Why the upstream gave nothing.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// It has no such thing.
-    #[error("not found")]
-    NotFound,
-    /// It does not give it to us, or we must not show it our credentials.
-    #[error("{0}")]
-    Denied(String),
-    /// Its rate limit is reached.
-    #[error("too many requests")]
-    TooManyRequests {
-        /// Its `Retry-After`.
-        retry_after: Option<HeaderValue>,
-    },
-    /// It cannot be reached, is in trouble, or said something that makes no sense.
-    #[error("{0}")]
-    Unavailable(String),
-}
-
 /// What a `HEAD` says of a manifest.
 #[derive(Clone, Debug)]
 pub struct ManifestHead {
@@ -109,16 +88,6 @@ pub struct ManifestHead {
     pub media_type: Option<HeaderValue>,
     /// Its length.
     pub size_bytes: Option<u64>,
-}
-
-/// A blob on its way.
-pub struct Download {
-    response: Response,
-    endpoint: Arc<Endpoint>,
-    /// The length of the whole blob, when the upstream says so.
-    pub size_bytes: Option<u64>,
-    /// The offset of the first byte that comes.
-    pub offset: u64,
 }
 
 /// A request, the same to each URL.
@@ -176,7 +145,10 @@ impl Upstream {
                 || urls.iter().any(|url| url.host_str() == Some(DOCKER_HUB_HOST)),
             endpoints: urls.into_iter().map(|url| Arc::new(Endpoint::new(url))).collect(),
             turn: AtomicUsize::new(0),
-            tokens: Tokens::new(config.credentials.clone()),
+            tokens: Tokens::new(
+                config.credentials.clone().map(Credentials::new),
+                config.realms.clone(),
+            ),
         })
     }
 
@@ -346,7 +318,7 @@ impl Upstream {
     async fn send_to(&self, url: &Url, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
         let repository = self.remote_name(ask.repository);
         let authorization = self.tokens.known(url, repository);
-        let response = self.send_once(url, ask, authorization).await?;
+        let response = self.send_once(url, ask, authorization.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return accept(response);
         }
@@ -355,7 +327,8 @@ impl Upstream {
             .filter_map(|header| header.to_str().ok())
             .flat_map(challenge::parse)
             .collect();
-        let authorization = self.tokens.meet(&self.client, &challenges, url, repository).await?;
+        let authorization =
+            self.tokens.meet(&self.client, &challenges, url, repository, authorization).await?;
         accept(self.send_once(url, ask, Some(authorization)).await?)
     }
 
@@ -381,68 +354,6 @@ impl Upstream {
         let response = timeout(ask.deadline, request.send()).await;
         Ok(response.map_err(|_| late("an answer", ask.deadline))??)
     }
-}
-
-impl Download {
-    fn of(
-        response: Response,
-        endpoint: Arc<Endpoint>,
-        asked_offset: u64,
-    ) -> Result<Self, UpstreamError> {
-        let headers = response.headers();
-        let (offset, size_bytes) = if response.status() == StatusCode::PARTIAL_CONTENT {
-            text(headers, &header::CONTENT_RANGE)
-                .and_then(content_range)
-                .filter(|(offset, _)| *offset == asked_offset)
-                .ok_or_else(|| {
-                    UpstreamError::Unavailable("it answered with another range".to_owned())
-                })?
-        } else {
-            let size = text(headers, &header::CONTENT_LENGTH).and_then(|size| size.parse().ok());
-            (0, size)
-        };
-        Ok(Self { response, endpoint, size_bytes, offset })
-    }
-
-    /// The next bytes of the blob; `None` behind the last. May be dropped while it waits.
-    ///
-    /// # Errors
-    /// The transfer broke off, or no byte came for 30 s. Another URL is then asked before this one.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        let chunk = timeout(STALL_DEADLINE, self.response.chunk()).await;
-        let chunk = chunk.map_err(|_| late("the next byte", STALL_DEADLINE));
-        let chunk = chunk.and_then(|chunk| Ok(chunk?));
-        if chunk.is_err() {
-            self.endpoint.broke();
-        }
-        chunk
-    }
-}
-
-/// What an error of the HTTP client says, without the URL: one that was redirected to may carry
-/// a signature that opens it for everybody.
-struct Reason(reqwest::Error);
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut cause: Option<&dyn std::error::Error> = Some(&self.0);
-        let mut separator = "";
-        while let Some(error) = cause {
-            write!(f, "{separator}{error}")?;
-            (cause, separator) = (error.source(), ": ");
-        }
-        Ok(())
-    }
-}
-
-impl From<reqwest::Error> for UpstreamError {
-    fn from(error: reqwest::Error) -> Self {
-        Self::Unavailable(Reason(error.without_url()).to_string())
-    }
-}
-
-fn late(what: &str, deadline: Duration) -> UpstreamError {
-    UpstreamError::Unavailable(format!("{what} did not come within {deadline:?}"))
 }
 
 /// Follows a redirect, but not from https to http. The client drops `Authorization` by itself
@@ -492,12 +403,4 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 
 fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     text(headers, &CONTENT_DIGEST)?.parse().ok()
-}
-
-/// The first byte and the whole length of `bytes 5-9/10`; the length may be `*`.
-fn content_range(header: &str) -> Option<(u64, Option<u64>)> {
-    let (range, size) = header.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, _) = range.split_once('-')?;
-    let size = if size == "*" { None } else { Some(size.parse().ok()?) };
-    Some((first.parse().ok()?, size))
 }

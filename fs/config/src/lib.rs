@@ -34,7 +34,7 @@ pub use storage::{
     Azure, AzureCredentials, Gcs, KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3,
     ServiceAccount, Storage, Swift, SwiftLogin,
 };
-pub use upstream::{Credentials, Upstream};
+pub use upstream::{Credentials, SecretSource, Upstream};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).
 pub const EXIT_CODE: u8 = 64;

@@ -1,14 +1,18 @@
 //! `proxy:`, DTR's `middleware.registry[name=downstream]`, and Larder's own `upstreams:`: where a
 //! miss is pulled from.
 
+mod credentials;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 use larder_layout::Repository;
 
+pub use self::credentials::{Credentials, SecretSource};
 use crate::{
-    Secret,
     section::Section,
-    value::{boolean, duration, host_and_port, path, secret, string, url, url_or_host},
+    value::{boolean, duration, host_and_port, path, url, url_or_host},
 };
 
 /// Why neither `proxy.ttl` nor `blobttl` does anything.
@@ -40,15 +44,9 @@ pub struct Upstream {
     pub certificate_authorities: Vec<PathBuf>,
     /// What Larder says of itself when it is asked.
     pub credentials: Option<Credentials>,
-}
-
-/// What Larder says to the upstream of itself.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The user.
-    pub username: String,
-    /// The password or token.
-    pub password: Secret,
+    /// `realms`: token servers outside of its domain that may see the credentials, as
+    /// `scheme://host[:port]`.
+    pub realms: Vec<String>,
 }
 
 impl Upstream {
@@ -81,18 +79,14 @@ impl Upstream {
     }
 
     fn read_proxy(proxy: &mut Section<'_>) -> Option<Self> {
-        proxy.refuse(
-            "exec",
-            "no program is run for credentials; give username and password, and restart Larder \
-             when they change",
-        );
         proxy.note_valid("ttl", duration, NOTHING_EXPIRES);
         if !proxy.is_empty() {
             proxy.require("remoteurl");
         }
         let credentials = Credentials::read(proxy);
+        let realms = proxy.list("realms", url);
         let urls = vec![proxy.value("remoteurl", url)?];
-        Some(Self { credentials, ..Self::default_at(urls) })
+        Some(Self { credentials, realms, ..Self::default_at(urls) })
     }
 
     fn read_downstream(options: &mut Section<'_>) -> Self {
@@ -113,6 +107,7 @@ impl Upstream {
             urls,
             certificate_authorities: Vec::new(),
             credentials: None,
+            realms: Vec::new(),
         }
     }
 
@@ -143,16 +138,8 @@ impl Upstream {
             urls,
             certificate_authorities: upstream.list("cas", path),
             credentials: Credentials::read(upstream),
+            realms: upstream.list("realms", url),
         }
-    }
-}
-
-impl Credentials {
-    fn read(upstream: &mut Section<'_>) -> Option<Self> {
-        upstream.require_both("username", "password");
-        let username = upstream.value("username", string);
-        let password = upstream.value("password", secret);
-        Some(Self { username: username?, password: password? })
     }
 }
 

@@ -105,7 +105,7 @@ pub(crate) fn listen_address(text: &str) -> Result<String, String> {
 pub(crate) fn url(text: &str) -> Result<String, String> {
     if text.contains('@') {
         return Err("a URL here takes no user name and password, because logs name it; those \
-                    for the upstream go into proxy.username and proxy.password"
+                    for an upstream go into its username and password"
             .to_owned());
     }
     let malformed = || {

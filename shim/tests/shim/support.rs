@@ -17,7 +17,8 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstream as Registry,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage,
+    Upstream as Registry,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
@@ -64,6 +65,8 @@ pub struct Script {
     pub redirect: Option<String>,
     /// What a token server here answers.
     pub token: Option<String>,
+    /// Where a token server here sends those who ask.
+    pub token_redirect: Option<String>,
 }
 
 /// A running upstream.
@@ -149,6 +152,10 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
         return status.into_response();
     }
     if seen.path == "/token" {
+        if let Some(location) = &script.token_redirect {
+            let location = [(header::LOCATION, location.clone())];
+            return (StatusCode::TEMPORARY_REDIRECT, location).into_response();
+        }
         return script.token.clone().map_or(StatusCode::FORBIDDEN.into_response(), |token| {
             Body::from(token).into_response()
         });
@@ -337,6 +344,7 @@ pub fn upstreams(urls: &[String]) -> Registry {
         urls: urls.to_vec(),
         certificate_authorities: Vec::new(),
         credentials: None,
+        realms: Vec::new(),
     }
 }
 
@@ -346,8 +354,8 @@ pub fn keyed(key: &str, url: String) -> Registry {
 }
 
 pub fn credentials() -> Option<Credentials> {
-    let password = Secret::new("p4ssword".to_owned());
-    Some(Credentials { username: "larder".to_owned(), password })
+    let password = SecretSource::Value(Secret::new("p4ssword".to_owned()));
+    Some(Credentials::Password { username: "larder".to_owned(), password })
 }
 
 pub fn config(upstreams: Option<Registry>) -> Config {
