@@ -6,6 +6,7 @@
 
 mod access;
 mod answer;
+mod auth;
 mod blob;
 mod body;
 mod calls;

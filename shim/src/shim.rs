@@ -13,6 +13,7 @@ use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
+    auth::{Auth, Need},
     blob,
     body::Body,
     content::Content,
@@ -36,6 +37,8 @@ pub struct Shim {
     pub content: Content,
     /// Its manifests.
     pub manifests: Kept,
+    /// Who may see what.
+    auth: Auth,
     /// Where misses are pulled from; without any, only the directory is served.
     registries: Registries,
 }
@@ -59,7 +62,11 @@ impl Shim {
     ///
     /// # Errors
     /// What the configuration says of the upstream cannot work.
-    pub fn new(content: Content, upstreams: &[config::Upstream]) -> Result<Self, UpstreamMistake> {
+    pub fn new(
+        content: Content,
+        auth: Auth,
+        upstreams: &[config::Upstream],
+    ) -> Result<Self, UpstreamMistake> {
         let mut registries = Registries::default();
         for config in upstreams {
             let upstream = Arc::new(Upstream::new(config)?);
@@ -73,7 +80,7 @@ impl Shim {
             let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
             registries.add(through, &names, config.is_default);
         }
-        Ok(Self { manifests: Kept::new(content.clone()), content, registries })
+        Ok(Self { manifests: Kept::new(content.clone()), content, auth, registries })
     }
 
     /// Where the misses of a repository are pulled from.
@@ -95,6 +102,7 @@ impl Shim {
         }
         let query = uri.query().unwrap_or_default();
         let route = self.resolve(Route::parse(uri.path())?, request)?;
+        self.auth.check(request.headers(), &need(&route)).await?;
         let conditions = Conditions::of(method, request.headers());
         match route {
             Route::Health => Ok(text("text/plain", "ok".into())),
@@ -129,6 +137,11 @@ impl Shim {
         }
     }
 
+    /// Reads files again that have changed.
+    pub fn refresh(&self) {
+        self.auth.refresh();
+    }
+
     /// Waits until no pull runs.
     pub async fn finished(&self) {
         for through in self.registries.all() {
@@ -151,6 +164,17 @@ impl Shim {
             Route::Blob(name, digest) => Route::Blob(resolve(name)?, digest),
             Route::Tags(name) => Route::Tags(resolve(name)?),
         })
+    }
+}
+
+/// What a client must be allowed for a route: every one is here, so that none is forgotten.
+fn need(route: &Route) -> Need {
+    match route {
+        Route::Health | Route::Ready => Need::Nothing,
+        Route::Base => Need::Login,
+        Route::Manifest(repository, _) | Route::Blob(repository, _) | Route::Tags(repository) => {
+            Need::Pull(repository.clone())
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use crate::{
-    CacheSize, Config, Credentials, Formatter, Level, Mistakes, S3, SecretSource, Storage,
+    Auth, CacheSize, Config, Credentials, Formatter, Level, Mistakes, S3, SecretSource, Storage,
     TlsVersion,
 };
 
@@ -99,19 +99,17 @@ fn dtrs_example_loads_as_it_stands() {
     assert_eq!(noted, ["storage.delete.enabled", "http.secret", "http.host", blobttl]);
 }
 
-/// Debian asks for passwords, and to serve without asking would open the cache to everyone.
 #[test]
-fn debians_file_loads_but_for_auth() {
-    let found = mistakes(DEBIAN);
-    assert!(found.starts_with("config.yml:16: auth: not supported"), "{found}");
-    assert_eq!(found.lines().count(), 1, "{found}");
-
-    let (start, rest) = DEBIAN.split_once("auth:").unwrap();
-    let (_, health) = rest.split_once("health:").unwrap();
-    let config = parse(&format!("{start}health:{health}")).unwrap();
+fn debians_file_loads_as_it_is_installed() {
+    let config = parse(DEBIAN).unwrap();
     assert_eq!(config.http.addr, "0.0.0.0:5000");
     let header = ("X-Content-Type-Options".to_owned(), "nosniff".to_owned());
     assert_eq!(config.http.headers, [header]);
+    let Some(Auth::Htpasswd(htpasswd)) = config.auth else { panic!("{:?}", config.auth) };
+    assert_eq!(
+        (&*htpasswd.realm, &*htpasswd.path),
+        ("basic-realm", Path::new("/etc/docker/registry"))
+    );
     assert_eq!(config.notes.len(), 4, "{:?}", config.notes);
 }
 
@@ -246,9 +244,9 @@ frobnicate: 1
         &format!("20: {upstreams}[1]: {url}"),
         &format!("21: {upstreams}[2]: {url}"),
         "22: cache: expected a mapping, found a single value",
-        "23: auth: not supported in this version, and without it everyone who reaches Larder can \
-         pull everything; remove it only if that is right, and else check users in a proxy in \
-         front",
+        "23: auth.token.service: is missing",
+        "23: auth.token.issuer: is missing",
+        "23: auth.token.rootcertbundle: is missing, and so is jwks; name the keys that sign",
         "24: frobnicate: unknown key; remove it, or see README.md for the keys there are",
     ]
     .map(|line| format!("config.yml:{line}"));

@@ -370,6 +370,7 @@ pub fn config(upstreams: Option<Registry>) -> Config {
             drain_timeout: PATIENCE,
         },
         upstreams: upstreams.into_iter().collect(),
+        auth: None,
         notes: Vec::new(),
     }
 }
