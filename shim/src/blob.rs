@@ -30,7 +30,7 @@ pub async fn answer(
     conditions: &Conditions,
 ) -> Result<Response, Error> {
     let cached = shim.content.open_member(repository, &MEMBERSHIPS, digest).await;
-    let through = match (cached, &shim.through) {
+    let through = match (cached, shim.through(repository)) {
         (Ok(Some(blob)), _) => return from_content(digest, blob, conditions),
         (_, Some(through)) => through,
         (Ok(None), None) => return Err(Error::Blob(digest.clone())),

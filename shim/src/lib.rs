@@ -6,6 +6,7 @@
 
 mod access;
 mod answer;
+mod auth;
 mod blob;
 mod body;
 mod calls;
@@ -16,6 +17,7 @@ mod manifest;
 mod outbox;
 mod pull;
 mod range;
+mod registries;
 mod routes;
 mod server;
 mod shim;

@@ -59,7 +59,7 @@ pub async fn answer(
     reference: Reference,
     conditions: &Conditions,
 ) -> Result<Response, Error> {
-    let found = match (reference, &shim.through) {
+    let found = match (reference, shim.through(&repository)) {
         (reference, None) => {
             let stored = shim.manifests.stored(&repository, &reference).await;
             let stored = stored.map_err(|error| Error::Storage(error.to_string()))?;

@@ -34,6 +34,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     access::{Followed, Line},
+    auth::{Auth, AuthMistake},
     content::Content,
     outbox::Outbox,
     shim::Shim,
@@ -77,6 +78,9 @@ pub enum Mistake {
     /// Of the upstream.
     #[error(transparent)]
     Upstream(#[from] UpstreamMistake),
+    /// Of who may see what.
+    #[error(transparent)]
+    Auth(#[from] AuthMistake),
     /// Of TLS.
     #[error(transparent)]
     Tls(#[from] TlsMistake),
@@ -104,7 +108,8 @@ impl Server {
             }
             Err(error) => tracing::warn!(%error, "starting with the directory in trouble"),
         }
-        let shim = Shim::new(content, config.upstreams.as_ref())?;
+        let auth = Auth::new(config.auth.as_ref())?;
+        let shim = Shim::new(content, auth, &config.upstreams)?;
         let registry = Arc::new(Registry { shim, headers });
         Ok(Self { registry, tls, drain_timeout: config.http.drain_timeout })
     }
@@ -124,7 +129,10 @@ impl Server {
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
-                _ = look.tick() => self.tls.iter_mut().for_each(Reloaded::refresh),
+                _ = look.tick() => {
+                    self.tls.iter_mut().for_each(Reloaded::refresh);
+                    self.registry.shim.refresh();
+                }
                 accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
                         let registry = Arc::clone(&self.registry);

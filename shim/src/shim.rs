@@ -6,12 +6,14 @@ use bytes::Bytes;
 use hyper::{
     Method, Request, StatusCode,
     header::{self, HeaderValue},
+    http::uri::Authority,
 };
-use larder_config::Upstreams;
+use larder_config as config;
 use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
+    auth::{Auth, Need},
     blob,
     body::Body,
     content::Content,
@@ -19,6 +21,7 @@ use crate::{
     flights::Flights,
     manifest::{self, Kept, Manifest},
     pull::Pulls,
+    registries::{Chooser, Registries},
     routes::Route,
     sightings::Sightings,
     tags,
@@ -27,8 +30,6 @@ use crate::{
 
 /// The longest request line that is read: the longest name and digest fit several times.
 const URL_MAX_BYTES: usize = 4096;
-/// The registry that containerd's mirrors mean when the client names none.
-const DOCKER_HUB: &str = "docker.io";
 
 /// The registry.
 pub struct Shim {
@@ -36,11 +37,13 @@ pub struct Shim {
     pub content: Content,
     /// Its manifests.
     pub manifests: Kept,
-    /// Where a miss is pulled from; without it, only the directory is served.
-    pub through: Option<Arc<PullThrough>>,
+    /// Who may see what.
+    auth: Auth,
+    /// Where misses are pulled from; without any, only the directory is served.
+    registries: Registries,
 }
 
-/// The upstream, and what is asked of it now.
+/// One upstream, and what is asked of it now.
 pub struct PullThrough {
     /// The upstream.
     pub upstream: Arc<Upstream>,
@@ -59,18 +62,30 @@ impl Shim {
     ///
     /// # Errors
     /// What the configuration says of the upstream cannot work.
-    pub fn new(content: Content, upstreams: Option<&Upstreams>) -> Result<Self, UpstreamMistake> {
-        let through = upstreams.map(|upstreams| {
-            let upstream = Arc::new(Upstream::new(upstreams)?);
-            Ok(Arc::new(PullThrough {
+    pub fn new(
+        content: Content,
+        auth: Auth,
+        upstreams: &[config::Upstream],
+    ) -> Result<Self, UpstreamMistake> {
+        let mut registries = Registries::default();
+        for config in upstreams {
+            let upstream = Arc::new(Upstream::new(config)?);
+            let through = PullThrough {
                 pulls: Pulls::new(content.clone(), Arc::clone(&upstream)),
                 upstream,
                 manifests: Flights::new(),
                 tags: Flights::new(),
                 sightings: Sightings::default(),
-            }))
-        });
-        Ok(Self { manifests: Kept::new(content.clone()), content, through: through.transpose()? })
+            };
+            let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
+            registries.add(through, &names, config.is_default);
+        }
+        Ok(Self { manifests: Kept::new(content.clone()), content, auth, registries })
+    }
+
+    /// Where the misses of a repository are pulled from.
+    pub fn through(&self, repository: &Repository) -> Option<&Arc<PullThrough>> {
+        self.registries.of(repository)
     }
 
     /// Answers a request.
@@ -85,9 +100,9 @@ impl Shim {
         if method != Method::GET && method != Method::HEAD {
             return Err(Error::Method);
         }
-        let route = Route::parse(uri.path())?;
         let query = uri.query().unwrap_or_default();
-        self.check_namespace(query)?;
+        let route = self.resolve(Route::parse(uri.path())?, request)?;
+        self.auth.check(request.headers(), &need(&route)).await?;
         let conditions = Conditions::of(method, request.headers());
         match route {
             Route::Health => Ok(text("text/plain", "ok".into())),
@@ -107,13 +122,13 @@ impl Shim {
     /// to, as long as there is an upstream: it may be the same on every node, and then this would
     /// turn slow answers into none.
     async fn ready(&self) -> Response {
-        match (self.content.probe().await, &self.through) {
+        match (self.content.probe().await, self.registries.all().is_empty()) {
             (Ok(()), _) => text("text/plain", "ready".into()),
-            (Err(error), Some(_)) => {
+            (Err(error), false) => {
                 let reason = format!("ready, from the upstream alone: the directory: {error}");
                 text("text/plain", reason.into())
             }
-            (Err(error), None) => {
+            (Err(error), true) => {
                 let reason = format!("not ready: the directory: {error}");
                 let mut response = text("text/plain", reason.into());
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -122,24 +137,44 @@ impl Shim {
         }
     }
 
+    /// Reads files again that have changed.
+    pub fn refresh(&self) {
+        self.auth.refresh();
+    }
+
     /// Waits until no pull runs.
     pub async fn finished(&self) {
-        if let Some(through) = &self.through {
+        for through in self.registries.all() {
             through.pulls.finished().await;
         }
     }
 
-    /// containerd tells a mirror which registry it stands for, as `?ns=docker.io`. There is one
-    /// upstream, so only its own name is taken, and Docker Hub's, for which most mirrors stand;
-    /// content of different registries must never mix under one repository name.
-    fn check_namespace(&self, query: &str) -> Result<(), Error> {
-        let Some(namespace) = parameter(query, "ns") else { return Ok(()) };
-        let is_upstream =
-            |through: &Arc<PullThrough>| through.upstream.is_named(namespace.as_str());
-        if namespace == DOCKER_HUB || self.through.as_ref().is_some_and(is_upstream) {
-            return Ok(());
+    /// The same request, with the repository's name as the directory has it.
+    fn resolve<B>(&self, route: Route, request: &Request<B>) -> Result<Route, Error> {
+        let uri = request.uri();
+        let namespace = parameter(uri.query().unwrap_or_default(), "ns");
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        // HTTP/2 has it in the URI.
+        let host = host.or_else(|| uri.authority().map(Authority::as_str));
+        let chooser = Chooser { namespace: namespace.as_deref(), host };
+        let resolve = |name| self.registries.resolve(&name, chooser);
+        Ok(match route {
+            Route::Health | Route::Ready | Route::Base => route,
+            Route::Manifest(name, reference) => Route::Manifest(resolve(name)?, reference),
+            Route::Blob(name, digest) => Route::Blob(resolve(name)?, digest),
+            Route::Tags(name) => Route::Tags(resolve(name)?),
+        })
+    }
+}
+
+/// What a client must be allowed for a route: every one is here, so that none is forgotten.
+fn need(route: &Route) -> Need {
+    match route {
+        Route::Health | Route::Ready => Need::Nothing,
+        Route::Base => Need::Login,
+        Route::Manifest(repository, _) | Route::Blob(repository, _) | Route::Tags(repository) => {
+            Need::Pull(repository.clone())
         }
-        Err(Error::Namespace(namespace))
     }
 }
 

@@ -4,6 +4,7 @@
 //! accepted with a [`Config::notes`] line that says why it changes nothing, or is refused with
 //! its line and what to do. Nothing is silently ignored.
 
+mod auth;
 mod cache;
 mod document;
 mod environment;
@@ -25,6 +26,7 @@ use document::Origin;
 use findings::Findings;
 use section::Section;
 
+pub use auth::{Auth, Htpasswd, SigningAlgorithm, TokenAuth};
 pub use cache::{Cache, CacheSize, Fill};
 pub use findings::Mistakes;
 pub use http::{Http, Tls, TlsVersion};
@@ -34,7 +36,7 @@ pub use storage::{
     Azure, AzureCredentials, Gcs, KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3,
     ServiceAccount, Storage, Swift, SwiftLogin,
 };
-pub use upstream::{Credentials, Upstreams};
+pub use upstream::{Credentials, SecretSource, Upstream};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).
 pub const EXIT_CODE: u8 = 64;
@@ -50,8 +52,11 @@ pub struct Config {
     pub cache: Cache,
     /// `http:`
     pub http: Http,
-    /// `proxy:` or `middleware.registry[name=downstream]`; without either, nothing is pulled.
-    pub upstreams: Option<Upstreams>,
+    /// `proxy:` or `middleware.registry[name=downstream]`, and `upstreams:`; without any, nothing is
+    /// pulled.
+    pub upstreams: Vec<Upstream>,
+    /// `auth:`; without it, everyone may see everything.
+    pub auth: Option<Auth>,
     /// One sentence for each key that is accepted but changes nothing, to be logged at start.
     pub notes: Vec<String>,
 }
@@ -103,8 +108,8 @@ impl Config {
         });
         let storage = Storage::read(root);
         let (log, cache, http) = (Log::read(root), Cache::read(root), Http::read(root));
-        let upstreams = Upstreams::read(root);
+        let (upstreams, auth) = (Upstream::read(root), Auth::read(root));
         unused::read(root);
-        Some(Self { log, storage: storage?, cache, http, upstreams, notes: Vec::new() })
+        Some(Self { log, storage: storage?, cache, http, upstreams, auth, notes: Vec::new() })
     }
 }

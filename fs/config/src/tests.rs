@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use crate::{CacheSize, Config, Formatter, Level, Mistakes, S3, Storage, TlsVersion};
+use crate::{
+    Auth, CacheSize, Config, Credentials, Formatter, Level, Mistakes, S3, SecretSource, Storage,
+    TlsVersion,
+};
 
 /// The configuration of Debian's package docker-registry, as it is installed.
 const DEBIAN: &str = "\
@@ -87,28 +90,26 @@ fn dtrs_example_loads_as_it_stands() {
     assert_eq!(tls.certificate, Path::new("/run/secrets/cache.cert.pem"));
     assert_eq!(tls.key, Path::new("/run/secrets/cache.key.pem"));
     assert_eq!(tls.minimum_version, TlsVersion::Tls12);
-    let upstreams = config.upstreams.unwrap();
-    assert_eq!(upstreams.urls, ["https://dtr.example.com:4443"]);
-    assert_eq!(upstreams.certificate_authorities, [Path::new("/run/secrets/dtr.cert.pem")]);
-    assert!(upstreams.credentials.is_none());
+    let [upstream] = &config.upstreams[..] else { panic!("not one upstream") };
+    assert_eq!(upstream.urls, ["https://dtr.example.com:4443"]);
+    assert_eq!(upstream.certificate_authorities, [Path::new("/run/secrets/dtr.cert.pem")]);
+    assert!(upstream.is_default && upstream.key.is_none() && upstream.credentials.is_none());
     let noted: Vec<_> = config.notes.iter().map(|note| note.split(": ").nth(1).unwrap()).collect();
     let blobttl = "middleware.registry[0].options.blobttl";
     assert_eq!(noted, ["storage.delete.enabled", "http.secret", "http.host", blobttl]);
 }
 
-/// Debian asks for passwords, and to serve without asking would open the cache to everyone.
 #[test]
-fn debians_file_loads_but_for_auth() {
-    let found = mistakes(DEBIAN);
-    assert!(found.starts_with("config.yml:16: auth: not supported"), "{found}");
-    assert_eq!(found.lines().count(), 1, "{found}");
-
-    let (start, rest) = DEBIAN.split_once("auth:").unwrap();
-    let (_, health) = rest.split_once("health:").unwrap();
-    let config = parse(&format!("{start}health:{health}")).unwrap();
+fn debians_file_loads_as_it_is_installed() {
+    let config = parse(DEBIAN).unwrap();
     assert_eq!(config.http.addr, "0.0.0.0:5000");
     let header = ("X-Content-Type-Options".to_owned(), "nosniff".to_owned());
     assert_eq!(config.http.headers, [header]);
+    let Some(Auth::Htpasswd(htpasswd)) = config.auth else { panic!("{:?}", config.auth) };
+    assert_eq!(
+        (&*htpasswd.realm, &*htpasswd.path),
+        ("basic-realm", Path::new("/etc/docker/registry"))
+    );
     assert_eq!(config.notes.len(), 4, "{:?}", config.notes);
 }
 
@@ -129,7 +130,7 @@ fn an_absent_key_has_its_default_and_an_empty_value_is_as_good_as_absent() {
         assert_eq!(config.cache.scrub_bytes_per_second, 10 << 20);
         assert_eq!(config.http.addr, "0.0.0.0:5000");
         assert_eq!(config.http.drain_timeout, Duration::from_secs(60));
-        assert!(config.http.tls.is_none() && config.upstreams.is_none());
+        assert!(config.http.tls.is_none() && config.upstreams.is_empty());
         assert_eq!(config.notes, Vec::<String>::new());
     }
     let s3 = s3(parse(MINIMAL_S3).unwrap());
@@ -176,10 +177,14 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert_eq!(config.http.addr, "[::]:5000");
     assert_eq!(config.http.drain_timeout, Duration::from_secs(90));
     assert_eq!(config.http.tls.as_ref().unwrap().minimum_version, TlsVersion::Tls13);
-    let upstreams = config.upstreams.as_ref().unwrap();
-    assert_eq!(upstreams.urls, ["https://registry-1.docker.io"]);
-    let credentials = upstreams.credentials.as_ref().unwrap();
-    assert_eq!((&*credentials.username, credentials.password.expose()), ("u", "0777"));
+    let upstream = &config.upstreams[0];
+    assert_eq!(upstream.urls, ["https://registry-1.docker.io"]);
+    let Some(Credentials::Password { username, password: SecretSource::Value(password) }) =
+        &upstream.credentials
+    else {
+        panic!("no password")
+    };
+    assert_eq!((&**username, password.expose()), ("u", "0777"));
 
     let s3 = s3(config);
     assert_eq!((&*s3.bucket, &*s3.region), ("images", "0123"));
@@ -239,9 +244,9 @@ frobnicate: 1
         &format!("20: {upstreams}[1]: {url}"),
         &format!("21: {upstreams}[2]: {url}"),
         "22: cache: expected a mapping, found a single value",
-        "23: auth: not supported in this version, and without it everyone who reaches Larder can \
-         pull everything; remove it only if that is right, and else check users in a proxy in \
-         front",
+        "23: auth.token.service: is missing",
+        "23: auth.token.issuer: is missing",
+        "23: auth.token.rootcertbundle: is missing, and so is jwks; name the keys that sign",
         "24: frobnicate: unknown key; remove it, or see README.md for the keys there are",
     ]
     .map(|line| format!("config.yml:{line}"));
@@ -284,7 +289,6 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
         ("proxy: {remoteurl: 'https://a', username: u}", "proxy.password: is missing"),
         ("proxy: {remoteurl: registry.example.com}", "proxy.remoteurl: expected a URL"),
         ("proxy: {remoteurl: 'https://a', ttl: 1 week}", "proxy.ttl: expected a duration"),
-        ("proxy: {remoteurl: 'https://a', exec: {command: c}}", "proxy.exec: no program is run"),
         ("middleware: {registry: [{name: other}]}", "a registry middleware \"other\" is not"),
         ("middleware: {registry: [{options: {}}]}", "middleware.registry[0].name: is missing"),
         ("middleware: {registry: [{name: downstream}]}", "options.upstreams: is missing"),
@@ -293,7 +297,7 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
         (
             "proxy: {remoteurl: 'https://a'}\n\
              middleware: {registry: [{name: downstream, options: {upstreams: [a]}}]}",
-            "middleware: the upstream is given more than once",
+            "middleware: the default upstream is given more than once",
         ),
         ("notifications: {endpoints: [{name: a}]}", "notifications.endpoints: no events"),
         ("reporting: {bugsnag: {apikey: a}}", "reporting: no errors are sent"),
@@ -364,7 +368,7 @@ fn variables_override_and_add() {
     assert_eq!(config.cache.size, CacheSize::Percent(30));
     assert_eq!(config.cache.min_free, CacheSize::Bytes(2 << 30));
     assert_eq!(config.log.level, Level::Debug);
-    assert_eq!(config.upstreams.as_ref().unwrap().urls, ["https://a:5000", "http://b"]);
+    assert_eq!(config.upstreams[0].urls, ["https://a:5000", "http://b"]);
     assert_eq!(
         config.notes,
         [

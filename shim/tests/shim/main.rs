@@ -8,3 +8,6 @@ mod manifests;
 mod requests;
 mod serving;
 mod support;
+mod tokens;
+mod upstreams;
+mod users;

@@ -17,7 +17,8 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage,
+    Upstream as Registry,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
@@ -64,6 +65,8 @@ pub struct Script {
     pub redirect: Option<String>,
     /// What a token server here answers.
     pub token: Option<String>,
+    /// Where a token server here sends those who ask.
+    pub token_redirect: Option<String>,
 }
 
 /// A running upstream.
@@ -149,6 +152,10 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
         return status.into_response();
     }
     if seen.path == "/token" {
+        if let Some(location) = &script.token_redirect {
+            let location = [(header::LOCATION, location.clone())];
+            return (StatusCode::TEMPORARY_REDIRECT, location).into_response();
+        }
         return script.token.clone().map_or(StatusCode::FORBIDDEN.into_response(), |token| {
             Body::from(token).into_response()
         });
@@ -241,8 +248,14 @@ impl Shim {
         Self::over(root, Some(upstreams(&[upstream.url()]))).await
     }
 
-    pub async fn over(root: Arc<TempDir>, upstreams: Option<Upstreams>) -> Self {
+    pub async fn over(root: Arc<TempDir>, upstreams: Option<Registry>) -> Self {
         Self::with(config(upstreams), root).await
+    }
+
+    /// Over an empty directory, with several upstreams.
+    pub async fn of(upstreams: Vec<Registry>) -> Self {
+        let config = Config { upstreams, ..config(None) };
+        Self::with(config, Arc::new(TempDir::new().unwrap())).await
     }
 
     pub async fn with(config: Config, root: Arc<TempDir>) -> Self {
@@ -321,16 +334,31 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-pub fn upstreams(urls: &[String]) -> Upstreams {
-    Upstreams { urls: urls.to_vec(), certificate_authorities: Vec::new(), credentials: None }
+/// The default upstream, at these URLs.
+pub fn upstreams(urls: &[String]) -> Registry {
+    Registry {
+        key: None,
+        is_default: true,
+        hosts: Vec::new(),
+        is_mirror: false,
+        urls: urls.to_vec(),
+        certificate_authorities: Vec::new(),
+        credentials: None,
+        realms: Vec::new(),
+    }
+}
+
+/// An upstream with a key.
+pub fn keyed(key: &str, url: String) -> Registry {
+    Registry { key: Some(key.to_owned()), is_default: false, ..upstreams(&[url]) }
 }
 
 pub fn credentials() -> Option<Credentials> {
-    let password = Secret::new("p4ssword".to_owned());
-    Some(Credentials { username: "larder".to_owned(), password })
+    let password = SecretSource::Value(Secret::new("p4ssword".to_owned()));
+    Some(Credentials::Password { username: "larder".to_owned(), password })
 }
 
-pub fn config(upstreams: Option<Upstreams>) -> Config {
+pub fn config(upstreams: Option<Registry>) -> Config {
     Config {
         log: Log { level: Level::Info, formatter: Formatter::Text, access_log: true },
         storage: Storage::Filesystem { root_directory: Path::new("/nowhere").into() },
@@ -341,7 +369,8 @@ pub fn config(upstreams: Option<Upstreams>) -> Config {
             headers: vec![("X-Content-Type-Options".to_owned(), "nosniff".to_owned())],
             drain_timeout: PATIENCE,
         },
-        upstreams,
+        upstreams: upstreams.into_iter().collect(),
+        auth: None,
         notes: Vec::new(),
     }
 }
