@@ -26,8 +26,8 @@ pub enum Error {
     /// The path holds something else where a digest should be.
     #[error("{0}")]
     Digest(String),
-    /// `n` of a tag list is no number.
-    #[error("n={0:?} is not a number of tags")]
+    /// `n` of a list is no number.
+    #[error("n={0:?} is not a number of names")]
     Page(String),
     /// `?ns=` names a registry that this cache has no upstream for.
     #[error("this cache does not hold content of the registry {0:?}")]

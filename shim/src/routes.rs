@@ -16,6 +16,8 @@ pub enum Route {
     Ready,
     /// `/v2/`: whether this is a registry.
     Base,
+    /// `/v2/_catalog`: the repositories.
+    Catalog,
     /// `/v2/<name>/manifests/<reference>`
     Manifest(Repository, Reference),
     /// `/v2/<name>/blobs/<digest>`
@@ -36,6 +38,7 @@ impl Route {
             "/healthz" => return Ok(Self::Health),
             "/readyz" => return Ok(Self::Ready),
             "/v2" | "/v2/" => return Ok(Self::Base),
+            "/v2/_catalog" => return Ok(Self::Catalog),
             _ => path.strip_prefix("/v2/").ok_or_else(unknown)?,
         };
         // From the right, because a name may itself end in `/manifests` or `/blobs`.
@@ -73,6 +76,7 @@ mod tests {
             ("/v2/a/manifests/manifests/latest", manifest("a/manifests", "latest")),
             ("/v2/blobs/tags/list", Route::Tags("blobs".parse().unwrap())),
             ("/v2/", Route::Base),
+            ("/v2/_catalog", Route::Catalog),
         ] {
             assert_eq!(Route::parse(path).unwrap(), route, "{path}");
         }

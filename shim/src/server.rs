@@ -104,7 +104,7 @@ impl Server {
             }
             Err(error) => tracing::warn!(%error, "starting with the directory in trouble"),
         }
-        let shim = Shim::new(content, config.upstreams.as_ref())?;
+        let shim = Shim::new(content, config)?;
         let registry = Arc::new(Registry { shim, headers });
         Ok(Self { registry, tls, drain_timeout: config.http.drain_timeout })
     }

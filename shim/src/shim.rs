@@ -7,13 +7,14 @@ use hyper::{
     Method, Request, StatusCode,
     header::{self, HeaderValue},
 };
-use larder_config::Upstreams;
+use larder_config::Config;
 use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
     blob,
     body::Body,
+    catalog,
     content::Content,
     error::Error,
     flights::Flights,
@@ -21,7 +22,7 @@ use crate::{
     pull::Pulls,
     routes::Route,
     sightings::Sightings,
-    tags,
+    tags::{self, TagLists},
     upstream::{ManifestHead, Upstream, UpstreamMistake},
 };
 
@@ -38,6 +39,8 @@ pub struct Shim {
     pub manifests: Kept,
     /// Where a miss is pulled from; without it, only the directory is served.
     pub through: Option<Arc<PullThrough>>,
+    /// How many repositories one answer lists at most.
+    catalog_max_entries: usize,
 }
 
 /// The upstream, and what is asked of it now.
@@ -52,6 +55,8 @@ pub struct PullThrough {
     pub tags: Arc<Flights<(Repository, Tag), Result<ManifestHead, Error>>>,
     /// Tags whose manifest is not cached yet.
     pub sightings: Sightings,
+    /// Lists of tags that clients read in pages.
+    pub tag_lists: TagLists,
 }
 
 impl Shim {
@@ -59,8 +64,8 @@ impl Shim {
     ///
     /// # Errors
     /// What the configuration says of the upstream cannot work.
-    pub fn new(content: Content, upstreams: Option<&Upstreams>) -> Result<Self, UpstreamMistake> {
-        let through = upstreams.map(|upstreams| {
+    pub fn new(content: Content, config: &Config) -> Result<Self, UpstreamMistake> {
+        let through = config.upstreams.as_ref().map(|upstreams| {
             let upstream = Arc::new(Upstream::new(upstreams)?);
             Ok(Arc::new(PullThrough {
                 pulls: Pulls::new(content.clone(), Arc::clone(&upstream)),
@@ -68,9 +73,15 @@ impl Shim {
                 manifests: Flights::new(),
                 tags: Flights::new(),
                 sightings: Sightings::default(),
+                tag_lists: TagLists::default(),
             }))
         });
-        Ok(Self { manifests: Kept::new(content.clone()), content, through: through.transpose()? })
+        Ok(Self {
+            manifests: Kept::new(content.clone()),
+            content,
+            through: through.transpose()?,
+            catalog_max_entries: config.catalog_max_entries,
+        })
     }
 
     /// Answers a request.
@@ -93,13 +104,14 @@ impl Shim {
             Route::Health => Ok(text("text/plain", "ok".into())),
             Route::Ready => Ok(self.ready().await),
             Route::Base => Ok(text("application/json", "{}".into())),
+            Route::Catalog => catalog::answer(&self.content, query, self.catalog_max_entries).await,
             Route::Manifest(repository, reference) => {
                 manifest::answer(self, repository, reference, &conditions).await
             }
             Route::Blob(repository, digest) => {
                 blob::answer(self, &repository, &digest, &conditions).await
             }
-            Route::Tags(repository) => tags::answer(&self.content, &repository, query).await,
+            Route::Tags(repository) => tags::answer(self, &repository, query).await,
         }
     }
 

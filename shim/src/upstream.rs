@@ -1,6 +1,7 @@
 //! The upstream registry: the only code that speaks HTTP to it.
 
 mod challenge;
+mod lists;
 mod token;
 
 use std::{
@@ -109,6 +110,7 @@ struct Ask<'a> {
     repository: &'a Repository,
     /// What follows `/v2/<name>/`.
     path: String,
+    query: Option<String>,
     accept: HeaderValue,
     range: Option<String>,
     /// Until the headers of the answer are there.
@@ -169,6 +171,7 @@ impl Upstream {
             method: Method::HEAD,
             repository,
             path: format!("manifests/{reference}"),
+            query: None,
             accept: MANIFEST_TYPES,
             range: None,
             deadline: HEAD_DEADLINE,
@@ -195,6 +198,7 @@ impl Upstream {
             method: Method::GET,
             repository,
             path: format!("manifests/{reference}"),
+            query: None,
             accept: MANIFEST_TYPES,
             range: None,
             deadline: MANIFEST_DEADLINE,
@@ -219,6 +223,7 @@ impl Upstream {
             method: Method::HEAD,
             repository,
             path: format!("blobs/{digest}"),
+            query: None,
             accept: ANY_TYPE,
             range: None,
             deadline: HEAD_DEADLINE,
@@ -241,6 +246,7 @@ impl Upstream {
             method: Method::GET,
             repository,
             path: format!("blobs/{digest}"),
+            query: None,
             accept: ANY_TYPE,
             range: (offset > 0).then(|| format!("bytes={offset}-")),
             deadline: BLOB_DEADLINE,
@@ -291,6 +297,7 @@ impl Upstream {
     ) -> Result<Response, UpstreamError> {
         let mut url = url.clone();
         url.set_path(&format!("/v2/{}/{}", ask.repository, ask.path));
+        url.set_query(ask.query.as_deref());
         let mut request =
             self.client.request(ask.method.clone(), url).header(header::ACCEPT, &ask.accept);
         if let Some(range) = &ask.range {

@@ -4,6 +4,7 @@
 
 mod blobs;
 mod credentials;
+mod lists;
 mod manifests;
 mod requests;
 mod serving;

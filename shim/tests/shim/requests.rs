@@ -4,7 +4,6 @@ use axum::{
     body::Bytes,
     http::{Method, StatusCode},
 };
-use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,12 +12,6 @@ use tokio::{
 };
 
 use crate::support::*;
-
-async fn code(answer: reqwest::Response) -> String {
-    assert_eq!(answer.headers()["content-type"], "application/json");
-    let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
-    body["errors"][0]["code"].as_str().unwrap().to_owned()
-}
 
 /// Sends bytes as they are and gives what comes back until the end.
 async fn raw(shim: &Shim, request: &[u8]) -> Vec<u8> {
@@ -169,31 +162,4 @@ async fn the_namespaces_of_the_upstream_and_of_docker_hub_are_taken() {
         let answer = shim.get(&format!("a/manifests/latest?ns={namespace}")).await;
         assert_eq!(answer.bytes().await.unwrap(), content, "{namespace}");
     }
-}
-
-#[tokio::test]
-async fn tags_are_listed_in_pages() {
-    let upstream = Upstream::start().await;
-    let shim = Shim::start(&upstream).await;
-    for tag in ["b", "a", "d", "c"] {
-        let content = Bytes::from(format!(r#"{{"schemaVersion":2,"manifests":["{tag}"]}}"#));
-        upstream.add_manifest("x/y", tag, &content);
-        shim.get(&format!("x/y/manifests/{tag}")).await;
-    }
-    for (query, tags, link) in [
-        ("", "a b c d", None),
-        ("?n=2", "a b", Some("</v2/x/y/tags/list?last=b&n=2>; rel=\"next\"")),
-        ("?last=b&n=2", "c d", None),
-        ("?last=bb", "c d", None),
-        ("?n=0", "", None),
-        ("?n=9", "a b c d", None),
-    ] {
-        let answer = shim.get(&format!("x/y/tags/list{query}")).await;
-        let next = answer.headers().get("link").map(|link| link.to_str().unwrap().to_owned());
-        let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
-        let names: Vec<_> = tags.split_whitespace().collect();
-        assert_eq!(body, serde_json::json!({ "name": "x/y", "tags": names }), "{query}");
-        assert_eq!(next.as_deref(), link, "{query}");
-    }
-    assert_eq!(code(shim.get("x/y/tags/list?n=-1").await).await, "PAGINATION_NUMBER_INVALID");
 }
