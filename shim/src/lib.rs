@@ -1,7 +1,7 @@
 //! `larder-shim`: a registry over the directory that `larder-fs` mounts, or over any other.
 //!
-//! A request goes `server` → `routes` → `blob`, `manifest`, `tags` or `catalog` → `content`, which is
-//! the directory; on a miss → `pull` → `upstream`. Only `content` names paths of the directory, only
+//! A request goes `server` → `routes` → `blob`, `manifest` and the lists (`tags`, `referrers`,
+//! `catalog`) → `content`, which is the directory; on a miss → `pull` → `upstream`. Only `content` names paths of the directory, only
 //! `upstream` speaks HTTP to the upstream, and nothing here knows what is behind the directory.
 
 mod access;
@@ -18,6 +18,7 @@ mod outbox;
 mod page;
 mod pull;
 mod range;
+mod referrers;
 mod routes;
 mod server;
 mod shim;

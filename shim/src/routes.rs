@@ -22,6 +22,8 @@ pub enum Route {
     Manifest(Repository, Reference),
     /// `/v2/<name>/blobs/<digest>`
     Blob(Repository, Digest),
+    /// `/v2/<name>/referrers/<digest>`
+    Referrers(Repository, Digest),
     /// `/v2/<name>/tags/list`
     Tags(Repository),
 }
@@ -47,6 +49,7 @@ impl Route {
         match (kind, last) {
             ("manifests", reference) => Ok(Self::Manifest(name.parse()?, parse(reference)?)),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
+            ("referrers", digest) => Ok(Self::Referrers(name.parse()?, digest.parse()?)),
             ("tags", "list") => Ok(Self::Tags(name.parse()?)),
             _ => Err(unknown()),
         }

@@ -20,6 +20,7 @@ use crate::{
     flights::Flights,
     manifest::{self, Kept, Manifest},
     pull::Pulls,
+    referrers::{self, ReferrersFlights},
     routes::Route,
     sightings::Sightings,
     tags::{self, TagLists},
@@ -55,6 +56,8 @@ pub struct PullThrough {
     pub tags: Arc<Flights<(Repository, Tag), Result<ManifestHead, Error>>>,
     /// Tags whose manifest is not cached yet.
     pub sightings: Sightings,
+    /// Lists of referrers on their way.
+    pub referrers: Arc<ReferrersFlights>,
     /// Lists of tags that clients read in pages.
     pub tag_lists: TagLists,
 }
@@ -73,6 +76,7 @@ impl Shim {
                 manifests: Flights::new(),
                 tags: Flights::new(),
                 sightings: Sightings::default(),
+                referrers: Flights::new(),
                 tag_lists: TagLists::default(),
             }))
         });
@@ -110,6 +114,9 @@ impl Shim {
             }
             Route::Blob(repository, digest) => {
                 blob::answer(self, &repository, &digest, &conditions).await
+            }
+            Route::Referrers(repository, subject) => {
+                referrers::answer(self, &repository, &subject, query).await
             }
             Route::Tags(repository) => tags::answer(self, &repository, query).await,
         }

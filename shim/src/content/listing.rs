@@ -3,7 +3,12 @@
 //! A directory lists its names in no order and may have millions. Of one, only the first names
 //! behind a given one are ever in memory, and it is read again for those that follow.
 
-use std::{collections::BinaryHeap, fs, io, path::PathBuf};
+use std::{
+    collections::BinaryHeap,
+    fs, io, mem,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use larder_layout::{Directory, Entry, Repository, Tag};
 
@@ -12,6 +17,8 @@ use crate::calls::PIECE_DEADLINE;
 
 /// How many names of one directory are in memory while repositories are listed.
 const NAMES_MAX: usize = 4096;
+/// How long repositories are looked for. What was found by then is a page.
+const WALK_MAX: Duration = Duration::from_secs(15);
 
 impl Content {
     /// The first `max` tags of a repository behind `last`, in byte order; `None` when there is no
@@ -26,7 +33,7 @@ impl Content {
         max: usize,
     ) -> io::Result<Option<Vec<Tag>>> {
         let path = Entry::Directory(Directory::Tags(repository.clone())).path();
-        let last = last.to_owned();
+        let (repository, last) = (repository.clone(), last.to_owned());
         let listed = self.call(PIECE_DEADLINE, move |root| {
             let mut first = First::new(max);
             for entry in fs::read_dir(root.join(path))? {
@@ -34,35 +41,45 @@ impl Content {
                 let is_tag = |name: &String| *name > last && name.parse::<Tag>().is_ok();
                 first.offer(name.ok().filter(is_tag));
             }
-            Ok(first.into_sorted())
+            let names = first.into_sorted();
+            // A mount has a `_tags` wherever there may be one.
+            if names.is_empty() && !read(root, repository.as_str(), "", 1)?.is_repository {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
         });
-        let Some(names) = found(listed.await)? else { return Ok(None) };
-        // A mount has a `_tags` wherever there may be one.
-        if names.is_empty() && !self.names(repository.as_str(), String::new()).await?.is_repository
-        {
-            return Ok(None);
-        }
-        Ok(Some(names.into_iter().filter_map(|name| name.parse().ok()).collect()))
+        found(listed.await)
     }
 
-    /// The repositories behind `last`, in byte order.
-    pub fn repositories(&self, last: &str) -> Walk {
-        // A text that ends with a slash is no name, and stands for what has been descended into.
-        let behind = last.trim_end_matches('/').to_owned();
-        let top = Level { prefix: String::new(), behind, names: None };
-        Walk { content: self.clone(), levels: vec![top], ahead: None }
-    }
-
-    /// What is below `repositories/<parent>` and follows `behind`; nothing when there is no such
-    /// directory.
-    async fn names(&self, parent: &str, behind: String) -> io::Result<Names> {
-        let path = match parent.parse() {
-            Ok(repository) => Entry::Directory(Directory::Repository(repository)).path(),
-            Err(_) => Entry::Directory(Directory::Repositories).path(),
-        };
-        let prefix = if parent.is_empty() { String::new() } else { format!("{parent}/") };
-        let read = self.call(PIECE_DEADLINE, move |root| read(root.join(path), &prefix, &behind));
-        Ok(found(read.await)?.unwrap_or_default())
+    /// The first `max` repositories behind `last`, in byte order, and whether there may be more:
+    /// so there may when it took too long to look for them.
+    ///
+    /// # Errors
+    /// The storage is in trouble, or none was found in time.
+    pub async fn repositories(
+        &self,
+        last: &str,
+        max: usize,
+    ) -> io::Result<(Vec<Repository>, bool)> {
+        let last = last.to_owned();
+        // One call, because each costs a change of thread.
+        self.call(PIECE_DEADLINE, move |root| {
+            let started = Instant::now();
+            let mut walk = Walk::new(root, &last);
+            let mut repositories = Vec::new();
+            while let Some(repository) = walk.next(|| started.elapsed() > WALK_MAX)? {
+                if repositories.len() == max {
+                    return Ok((repositories, true));
+                }
+                repositories.push(repository);
+            }
+            let is_cut = !walk.levels.is_empty();
+            if is_cut && repositories.is_empty() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Ok((repositories, is_cut))
+        })
+        .await
     }
 }
 
@@ -70,9 +87,11 @@ impl Content {
 /// first components are directories, so each directory stands for two texts: `a`, which may be a
 /// repository, and `a/`, which begins those below it. In the order of these texts the
 /// repositories are met in the order of their names: `a`, `a-b`, `a/b`.
-pub struct Walk {
-    content: Content,
+struct Walk<'a> {
+    root: &'a Path,
     levels: Vec<Level>,
+    /// How many names of one directory are in memory.
+    names_max: usize,
     /// What was read to see whether this name is a repository: most often it is descended into next.
     ahead: Option<(String, Names)>,
 }
@@ -97,16 +116,20 @@ struct Names {
     is_repository: bool,
 }
 
-impl Walk {
-    /// The next repository; `None` behind the last.
-    ///
-    /// # Errors
-    /// The storage is in trouble.
-    pub async fn next(&mut self) -> io::Result<Option<Repository>> {
-        while let Some(level) = self.levels.last_mut() {
+impl<'a> Walk<'a> {
+    fn new(root: &'a Path, last: &str) -> Self {
+        // A text that ends with a slash is no name, and stands for what has been descended into.
+        let behind = last.trim_end_matches('/').to_owned();
+        let top = Level { prefix: String::new(), behind, names: None };
+        Self { root, levels: vec![top], names_max: NAMES_MAX, ahead: None }
+    }
+
+    /// The next repository; `None` behind the last, or when `is_over` says so.
+    fn next(&mut self, is_over: impl Fn() -> bool) -> io::Result<Option<Repository>> {
+        while let Some(level) = self.levels.last_mut().filter(|_| !is_over()) {
             let Some(names) = &mut level.names else {
                 let parent = level.prefix.trim_end_matches('/');
-                level.names = Some(self.content.names(parent, level.behind.clone()).await?);
+                level.names = Some(read(self.root, parent, &level.behind, self.names_max)?);
                 continue;
             };
             let Some(name) = names.reversed.pop() else {
@@ -117,32 +140,37 @@ impl Walk {
                 }
                 continue;
             };
+            // `behind` may lie below this name. If so, it is where the walk goes on.
+            let behind = mem::replace(&mut level.behind, name.clone());
             if let Some(parent) = name.strip_suffix('/') {
-                // `behind` may lie in here. If so, it is where the walk goes on.
-                let behind = level.behind.clone();
-                level.behind.clone_from(&name);
                 let ahead = self.ahead.take().filter(|(read, _)| read == parent);
                 let names = ahead.map(|(_, names)| names);
                 self.levels.push(Level { prefix: name, behind, names });
                 continue;
             }
-            level.behind.clone_from(&name);
-            let names = self.content.names(&name, String::new()).await?;
-            let is_repository = names.is_repository;
-            self.ahead = Some((name.clone(), names));
-            if let (true, Ok(repository)) = (is_repository, name.parse()) {
-                return Ok(Some(repository));
+            let names = read(self.root, &name, "", self.names_max)?;
+            let repository = name.parse().ok().filter(|_| names.is_repository);
+            self.ahead = Some((name, names));
+            if repository.is_some() {
+                return Ok(repository);
             }
         }
         Ok(None)
     }
 }
 
-/// Reads a directory below `repositories/`.
-fn read(path: PathBuf, prefix: &str, behind: &str) -> io::Result<Names> {
-    let mut first = First::new(NAMES_MAX);
+/// Reads the first `max` names of what is below `repositories/<parent>` and follows `behind`;
+/// nothing when there is no such directory.
+fn read(root: &Path, parent: &str, behind: &str, max: usize) -> io::Result<Names> {
+    let (directory, prefix) = match parent.parse() {
+        Ok(repository) => (Directory::Repository(repository), format!("{parent}/")),
+        Err(_) => (Directory::Repositories, String::new()),
+    };
+    let path = root.join(Entry::Directory(directory).path());
+    let Some(entries) = found(fs::read_dir(path))? else { return Ok(Names::default()) };
+    let mut first = First::new(max);
     let mut is_repository = false;
-    for entry in fs::read_dir(path)? {
+    for entry in entries {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         is_repository |= matches!(&*name, "_manifests" | "_layers" | "_tags");
@@ -190,21 +218,23 @@ impl First {
 mod tests {
     use super::*;
 
-    /// More than fits in memory at once, with repositories below each.
-    #[tokio::test]
-    async fn a_directory_of_many_names_is_read_again_for_the_rest() {
+    /// More than fits in memory at once, with repositories below some.
+    #[test]
+    fn a_directory_of_many_names_is_read_again_for_the_rest() {
         let root = tempfile::tempdir().unwrap();
-        let mut names: Vec<_> = (0..NAMES_MAX / 2 + 100).map(|n| format!("r{n}")).collect();
-        names.extend(["r7/below", "r9/below"].map(str::to_owned));
+        let mut names: Vec<_> = (0..20).map(|n| format!("r{n}")).collect();
+        names.extend(["r1/a", "r1/b", "r1/c", "r1/d/e", "r9/below"].map(str::to_owned));
         for name in &names {
             fs::create_dir_all(root.path().join(format!("repositories/{name}/_layers"))).unwrap();
         }
         names.sort_unstable();
-        let mut walk = Content::new(root.path()).repositories("");
-        let mut walked = Vec::new();
-        while let Some(repository) = walk.next().await.unwrap() {
-            walked.push(repository.to_string());
+        for names_max in 1..=names.len() {
+            let mut walk = Walk { names_max, ..Walk::new(root.path(), "") };
+            let mut walked = Vec::new();
+            while let Some(repository) = walk.next(|| false).unwrap() {
+                walked.push(repository.to_string());
+            }
+            assert_eq!(walked, names, "{names_max} at a time");
         }
-        assert!(walked == names, "{} instead of {} names", walked.len(), names.len());
     }
 }

@@ -7,8 +7,9 @@ use hyper::{
     HeaderMap, Method,
     header::{self, HeaderValue},
 };
-use larder_layout::{Repository, Tag};
-use serde::Deserialize;
+use larder_layout::{Digest, Repository, Tag};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use tokio::time::timeout;
 use url::Url;
 
@@ -20,12 +21,24 @@ const PAGE_DEADLINE: Duration = Duration::from_secs(30);
 const LIST_DEADLINE: Duration = Duration::from_secs(120);
 /// How many bytes all pages may have: hundreds of thousands of tags.
 const LIST_MAX_BYTES: u64 = 8 << 20;
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const JSON: &str = "application/json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 #[derive(Deserialize)]
 struct TagPage {
     /// Some registries say `null` for none.
     tags: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct IndexPage {
+    manifests: Option<Vec<Map<String, Value>>>,
+}
+
+/// A page as it came.
+struct Page {
+    media_type: Option<HeaderValue>,
+    content: Bytes,
 }
 
 impl Upstream {
@@ -36,11 +49,32 @@ impl Upstream {
     pub async fn tags(&self, repository: &Repository) -> Result<Vec<Tag>, UpstreamError> {
         let mut tags = Vec::new();
         for page in self.pages(repository, "tags/list", JSON).await? {
-            let page: TagPage = serde_json::from_slice(&page).map_err(|error| malformed(&error))?;
+            let page: TagPage = page.parse()?;
             let page = page.tags.unwrap_or_default();
             tags.extend(page.iter().filter_map(|tag| tag.parse::<Tag>().ok()));
         }
         Ok(tags)
+    }
+
+    /// The descriptors of the manifests that refer to `subject`. What has no digest is left out.
+    ///
+    /// # Errors
+    /// The upstream has no such lists, refuses, is in trouble, or the list has no end.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<Vec<Map<String, Value>>, UpstreamError> {
+        let mut descriptors = Vec::new();
+        for page in self.pages(repository, &format!("referrers/{subject}"), INDEX).await? {
+            // Some registries answer any path with a page for browsers.
+            if page.media_type.as_ref().is_none_or(|media_type| media_type != INDEX) {
+                return Err(UpstreamError::NotFound);
+            }
+            let page: IndexPage = page.parse()?;
+            descriptors.extend(page.manifests.into_iter().flatten().filter(has_digest));
+        }
+        Ok(descriptors)
     }
 
     /// The pages of a list, each as it came.
@@ -48,14 +82,14 @@ impl Upstream {
         &self,
         repository: &Repository,
         path: &str,
-        accept: HeaderValue,
-    ) -> Result<Vec<Bytes>, UpstreamError> {
+        accept: &'static str,
+    ) -> Result<Vec<Page>, UpstreamError> {
         let mut ask = Ask {
             method: Method::GET,
             repository,
             path: path.to_owned(),
             query: None,
-            accept,
+            accept: HeaderValue::from_static(accept),
             range: None,
             deadline: PAGE_DEADLINE,
         };
@@ -65,10 +99,11 @@ impl Upstream {
             loop {
                 let response = self.send(&ask).await?;
                 let next = next_query(response.url(), response.headers());
-                let page = collect(response, left_bytes).await?;
+                let media_type = response.headers().get(header::CONTENT_TYPE).cloned();
+                let content = collect(response, left_bytes).await?;
                 // A page is something, be it empty: there is no end of nothing either.
-                left_bytes = left_bytes.saturating_sub(page.len().max(1) as u64);
-                pages.push(page);
+                left_bytes = left_bytes.saturating_sub(content.len().max(1) as u64);
+                pages.push(Page { media_type, content });
                 match next {
                     Some(query) => ask.query = Some(query),
                     None => return Ok(pages),
@@ -93,8 +128,17 @@ fn next_query(url: &Url, headers: &HeaderMap) -> Option<String> {
         .map(str::to_owned)
 }
 
-fn malformed(error: &serde_json::Error) -> UpstreamError {
-    UpstreamError::Unavailable(format!("its list cannot be read: {error}"))
+impl Page {
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, UpstreamError> {
+        serde_json::from_slice(&self.content).map_err(|error| {
+            UpstreamError::Unavailable(format!("its list cannot be read: {error}"))
+        })
+    }
+}
+
+fn has_digest(descriptor: &Map<String, Value>) -> bool {
+    let digest = descriptor.get("digest").and_then(Value::as_str);
+    digest.is_some_and(|digest| digest.parse::<Digest>().is_ok())
 }
 
 #[cfg(test)]

@@ -49,6 +49,8 @@ pub struct Seen {
 pub struct Script {
     /// By path below `/v2/`, with its query where that makes a difference.
     pub content: HashMap<String, Bytes>,
+    /// `Content-Type`, by the same.
+    pub media_types: HashMap<String, &'static str>,
     /// `Link`, by the same.
     pub links: HashMap<String, String>,
     /// Answered to every request instead of anything else.
@@ -169,7 +171,10 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
         return StatusCode::NOT_FOUND.into_response();
     };
     let mut headers = HeaderMap::new();
-    let link = script.links.get(if seen.query.is_empty() { path } else { &full });
+    let key = if seen.query.is_empty() { path } else { &full };
+    let media_type = script.media_types.get(key);
+    headers.extend(media_type.map(|kind| (header::CONTENT_TYPE, kind.parse().unwrap())));
+    let link = script.links.get(key);
     headers.extend(link.map(|link| (header::LINK, link.parse().unwrap())));
     if path.contains("/manifests/") && !script.hides_digest {
         headers.insert("docker-content-digest", digest(&content).to_string().parse().unwrap());
