@@ -14,6 +14,7 @@ mod content;
 mod error;
 mod flights;
 mod manifest;
+mod multipart;
 mod outbox;
 mod page;
 mod pull;

@@ -84,7 +84,7 @@ pub async fn answer(
                 is_blob: false,
                 source,
             };
-            conditions.answer(&representation, |_| Body::Memory(content))
+            conditions.answer(&representation, |_| Body::Memory(content.clone()))
         }
         Found::Head(digest, head) => {
             let representation = Representation {

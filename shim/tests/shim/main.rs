@@ -6,6 +6,7 @@ mod blobs;
 mod credentials;
 mod lists;
 mod manifests;
+mod ranges;
 mod referrers;
 mod requests;
 mod serving;

@@ -61,57 +61,6 @@ async fn readiness_tells_where_content_comes_from() {
 }
 
 #[tokio::test]
-async fn blobs_are_served_in_ranges_and_by_condition() {
-    let upstream = Upstream::start().await;
-    let content = noise(3 << 20, 1);
-    let digest = upstream.add_blob("a", &content);
-    let shim = Shim::start(&upstream).await;
-    let path = format!("a/blobs/{digest}");
-    let etag = format!("\"{digest}\"");
-
-    // The first round is pulled, the second is read from the directory.
-    for _ in 0..2 {
-        for (range, status, expected) in [
-            ("bytes=0-99", 206, 0..100),
-            ("bytes=1048570-2097160", 206, 1_048_570..2_097_161),
-            ("bytes=3000000-", 206, 3_000_000..3 << 20),
-            ("bytes=-7", 206, (3 << 20) - 7..3 << 20),
-            ("bytes=1-2,5-6", 200, 0..3 << 20),
-            ("bytes=x", 200, 0..3 << 20),
-        ] {
-            let answer = shim.ask(Method::GET, &path, &[("range", range)]).await;
-            assert_eq!(answer.status(), status, "{range}");
-            if status == 206 {
-                let header =
-                    format!("bytes {}-{}/{}", expected.start, expected.end - 1, content.len());
-                assert_eq!(answer.headers()["content-range"], header.as_str());
-            }
-            assert_eq!(answer.headers()["content-length"], expected.len().to_string().as_str());
-            assert_eq!(answer.headers()["docker-content-digest"], digest.to_string().as_str());
-            assert_eq!(answer.bytes().await.unwrap(), content.slice(expected), "{range}");
-        }
-        let answer = shim.ask(Method::GET, &path, &[("range", "bytes=3145728-")]).await;
-        assert_eq!(answer.status(), StatusCode::RANGE_NOT_SATISFIABLE);
-        assert_eq!(answer.headers()["content-range"], "bytes */3145728");
-
-        let stale = [("range", "bytes=0-9"), ("if-range", "\"other\"")];
-        assert_eq!(shim.ask(Method::GET, &path, &stale).await.status(), StatusCode::OK);
-        let fresh = [("range", "bytes=0-9"), ("if-range", &etag)];
-        assert_eq!(shim.ask(Method::GET, &path, &fresh).await.status(), 206);
-        for tags in [etag.clone(), format!("\"x\", W/{etag}"), "*".to_owned()] {
-            let answer = shim.ask(Method::GET, &path, &[("if-none-match", &tags)]).await;
-            assert_eq!(answer.status(), StatusCode::NOT_MODIFIED, "{tags}");
-            assert_eq!(answer.headers()["etag"], etag.as_str());
-        }
-        let head = shim.head(&path).await;
-        assert_eq!(head.headers()["content-length"], "3145728");
-        assert_eq!(head.headers()["accept-ranges"], "bytes");
-        shim.has(&format!("repositories/a/_layers/sha256/{}", digest.hex())).await;
-    }
-    assert_eq!(upstream.seen(&Method::GET, "/blobs/").len(), 1);
-}
-
-#[tokio::test]
 async fn tricks_and_changes_are_refused_with_distributions_errors() {
     let upstream = Upstream::start().await;
     let shim = Shim::start(&upstream).await;
