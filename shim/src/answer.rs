@@ -11,6 +11,7 @@ use larder_layout::Digest;
 use crate::{
     body::Body,
     error::Error,
+    multipart,
     range::{Selection, select},
 };
 
@@ -50,6 +51,7 @@ pub struct Conditions {
     pub is_head: bool,
     range: Option<String>,
     if_range: Option<String>,
+    if_match: Option<String>,
     if_none_match: Option<String>,
 }
 
@@ -76,6 +78,7 @@ impl Conditions {
             is_head: method == Method::HEAD,
             range: text(header::RANGE),
             if_range: text(header::IF_RANGE),
+            if_match: text(header::IF_MATCH),
             if_none_match: text(header::IF_NONE_MATCH),
         }
     }
@@ -83,13 +86,18 @@ impl Conditions {
     /// The answer: 200, 206 or 304. `body` gives the bytes of a range, or all without one.
     ///
     /// # Errors
-    /// [`Error::Range`] when the range is behind the end.
+    /// [`Error::Range`] when the range is behind the end, [`Error::Precondition`] when `If-Match`
+    /// names other content.
     pub fn answer(
         &self,
         content: &Representation<'_>,
-        body: impl FnOnce(Option<Range<u64>>) -> Body,
+        mut body: impl FnMut(Option<Range<u64>>) -> Body,
     ) -> Result<Response, Error> {
         let etag = format!("\"{}\"", content.digest);
+        // In the order of RFC 9110, section 13.2.2. A strong comparison: a weak tag is no match.
+        if self.if_match.as_ref().is_some_and(|tags| !list(tags).any(|t| t == "*" || t == etag)) {
+            return Err(Error::Precondition(content.digest.clone()));
+        }
         let mut response = Response::new(Body::empty());
         response.extensions_mut().insert(content.source);
         let headers = response.headers_mut();
@@ -103,45 +111,57 @@ impl Conditions {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             return Ok(response);
         }
-        headers.insert(header::CONTENT_TYPE, content.media_type.clone());
-        let mut range = content.size_bytes.map(|size_bytes| 0..size_bytes);
-        if let Some(size_bytes) = content.size_bytes.filter(|_| content.is_blob) {
-            match select(self.range(&etag), size_bytes) {
-                Selection::Whole => {}
-                Selection::Part(part) => {
-                    let text = format!("bytes {}-{}/{size_bytes}", part.start, part.end - 1);
-                    headers.insert(header::CONTENT_RANGE, ascii(&text));
-                    range = Some(part);
-                }
-                Selection::Unsatisfiable => return Err(Error::Range(size_bytes)),
+        let ranged = content.size_bytes.filter(|_| content.is_blob);
+        let (media_type, length, body) = match ranged.map(|size| (size, self.select(&etag, size))) {
+            None | Some((_, Selection::Whole)) => {
+                let whole = content.size_bytes.map(|size_bytes| 0..size_bytes);
+                let body = if self.is_head { Body::empty() } else { body(whole) };
+                (content.media_type.clone(), content.size_bytes, body)
             }
-        }
-        if let Some(range) = &range {
-            headers.insert(header::CONTENT_LENGTH, (range.end - range.start).into());
-        }
-        if headers.contains_key(header::CONTENT_RANGE) {
-            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        }
-        if !self.is_head {
-            *response.body_mut() = body(range);
-        }
+            Some((size_bytes, Selection::Unsatisfiable)) => return Err(Error::Range(size_bytes)),
+            Some((size_bytes, Selection::Parts(parts))) => {
+                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                if let [part] = &parts[..] {
+                    let text = content_range(part, size_bytes);
+                    response.headers_mut().insert(header::CONTENT_RANGE, ascii(&text));
+                    let length = part.end - part.start;
+                    (content.media_type.clone(), Some(length), body(Some(part.clone())))
+                } else {
+                    multipart::of(parts, size_bytes, &content.media_type, body)
+                }
+            }
+        };
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, media_type);
+        headers.extend(length.map(|length| (header::CONTENT_LENGTH, length.into())));
+        *response.body_mut() = body;
         Ok(response)
     }
 
-    /// The range that counts: a `HEAD` has none, and an `If-Range` must name this very content.
-    fn range(&self, etag: &str) -> Option<&str> {
+    /// What is asked for of content of `size_bytes`: a `HEAD` has no range, and an `If-Range` must
+    /// name this very content.
+    fn select(&self, etag: &str, size_bytes: u64) -> Selection {
         let is_wanted = !self.is_head && self.if_range.as_ref().is_none_or(|tag| tag == etag);
-        self.range.as_deref().filter(|_| is_wanted)
+        select(self.range.as_deref().filter(|_| is_wanted), size_bytes)
     }
+}
+
+/// `Content-Range` of a range that is not empty.
+pub fn content_range(range: &Range<u64>, size_bytes: u64) -> String {
+    format!("bytes {}-{}/{size_bytes}", range.start, range.end - 1)
+}
+
+/// The elements of a list of ETags.
+fn list(tags: &str) -> impl Iterator<Item = &str> {
+    tags.split(',').map(str::trim)
 }
 
 /// Whether a list of ETags has this one; strength does not count (RFC 9110, section 13.1.2).
 fn names(tags: &str, etag: &str) -> bool {
-    let mut tags = tags.split(',').map(str::trim);
-    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+    list(tags).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
 /// A header of digests and numbers, which are always fit for one.
-fn ascii(text: &str) -> HeaderValue {
+pub fn ascii(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }

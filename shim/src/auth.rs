@@ -25,7 +25,6 @@ pub enum Need {
     /// To pull from a repository, by its name in the directory.
     Pull(Repository),
     /// To list every repository.
-    #[expect(dead_code, reason = "there is no catalog yet")]
     Catalog,
 }
 

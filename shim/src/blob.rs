@@ -52,9 +52,11 @@ fn from_content(
     let representation = representation(digest, Some(size_bytes), Source::Content);
     conditions.answer(&representation, |range| {
         let range = range.unwrap_or(0..size_bytes);
-        match opened {
-            Opened::Small(content) => Body::Memory(part(&content, range)),
-            Opened::Large(Blob { file, .. }) => Body::File(FileRange { file, range }),
+        match &opened {
+            Opened::Small(content) => Body::Memory(part(content, range)),
+            Opened::Large(Blob { file, .. }) => {
+                Body::File(FileRange { file: Arc::clone(file), range })
+            }
         }
     })
 }

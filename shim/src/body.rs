@@ -1,6 +1,7 @@
 //! The body of an answer, from where it is made to its connection.
 
 use std::{
+    collections::VecDeque,
     io,
     ops::Range,
     pin::Pin,
@@ -28,6 +29,8 @@ pub enum Body {
     File(FileRange),
     /// What comes as it comes.
     Stream(BoxStream<'static, io::Result<Bytes>>),
+    /// One after the other.
+    Parts(Vec<Body>),
 }
 
 /// A body on its way to hyper.
@@ -38,6 +41,8 @@ pub enum Outgoing {
     File(FileRange, Arc<Outbox>),
     /// What comes as it comes.
     Stream(BoxStream<'static, io::Result<Bytes>>),
+    /// One after the other, with the outbox that those before may have left something in.
+    Parts(VecDeque<Outgoing>, Option<Arc<Outbox>>),
 }
 
 impl Body {
@@ -58,6 +63,10 @@ impl Body {
             (Self::File(range), Some(outbox)) => Outgoing::File(range, Arc::clone(outbox)),
             (Self::File(range), None) => Outgoing::Stream(read(calls.clone(), range).boxed()),
             (Self::Stream(stream), _) => Outgoing::Stream(stream),
+            (Self::Parts(parts), outbox) => {
+                let parts = parts.into_iter().map(|part| part.send(outbox, calls));
+                Outgoing::Parts(parts.collect(), outbox.cloned())
+            }
         }
     }
 }
@@ -66,8 +75,8 @@ impl Outgoing {
     /// How much of what hyper has taken was not sent, and will not be.
     pub fn unsent_bytes(&self) -> u64 {
         match self {
-            Self::File(_, outbox) => outbox.size_bytes(),
-            Self::Memory(_) | Self::Stream(_) => 0,
+            Self::File(_, outbox) | Self::Parts(_, Some(outbox)) => outbox.size_bytes(),
+            Self::Memory(_) | Self::Stream(_) | Self::Parts(_, None) => 0,
         }
     }
 }
@@ -91,6 +100,13 @@ impl hyper::body::Body for Outgoing {
             Self::Stream(stream) => {
                 ready!(stream.poll_next_unpin(context)).map(|piece| piece.map(Frame::data))
             }
+            Self::Parts(parts, _) => loop {
+                let Some(part) = parts.front_mut() else { break None };
+                match ready!(Pin::new(part).poll_frame(context)) {
+                    None => drop(parts.pop_front()),
+                    frame => break frame,
+                }
+            },
         };
         Poll::Ready(next)
     }
@@ -100,6 +116,7 @@ impl hyper::body::Body for Outgoing {
             Self::Memory(bytes) => bytes.is_empty(),
             Self::File(range, _) => range.len() == 0,
             Self::Stream(_) => false,
+            Self::Parts(parts, _) => parts.iter().all(Self::is_end_stream),
         }
     }
 
@@ -107,7 +124,8 @@ impl hyper::body::Body for Outgoing {
         match self {
             Self::Memory(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::File(range, _) => SizeHint::with_exact(range.len()),
-            Self::Stream(_) => SizeHint::default(),
+            // Whoever makes parts says how long they are.
+            Self::Stream(_) | Self::Parts(..) => SizeHint::default(),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! costs a request its patience and never this process its threads. A name that is missing is a
 //! miss; every other error means that the storage is in trouble, and the shim goes on without it.
 
+mod listing;
+
 use std::{
     fs::{self, File, OpenOptions},
     hash::{BuildHasher, RandomState},
@@ -18,9 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use larder_layout::{
-    Algorithm, Digest, Directory, Entry, Link, Membership, Repository, StagingId, Tag,
-};
+use larder_layout::{Algorithm, Digest, Directory, Entry, Link, Membership, Repository, StagingId};
 
 use crate::calls::{Calls, PIECE_DEADLINE};
 
@@ -231,22 +231,6 @@ impl Content {
         digest: &Digest,
     ) -> io::Result<bool> {
         self.call(NAME_DEADLINE, is_member(repository, memberships, digest)).await
-    }
-
-    /// The tags of a repository, in no order; `None` when it has no `_tags`.
-    ///
-    /// # Errors
-    /// The storage is in trouble.
-    pub async fn tags(&self, repository: &Repository) -> io::Result<Option<Vec<Tag>>> {
-        let directory = Entry::Directory(Directory::Tags(repository.clone()));
-        let listed = self.call(PIECE_DEADLINE, move |root| {
-            let names = fs::read_dir(root.join(directory.path()))?.map(|entry| {
-                let name = entry?.file_name();
-                Ok(name.to_str().and_then(|name| name.parse().ok()))
-            });
-            names.filter_map(Result::transpose).collect()
-        });
-        found(listed.await)
     }
 
     /// Creates an empty file in `ingest/`, whose name tells the blob that it will be: so a mount

@@ -26,8 +26,8 @@ pub enum Error {
     /// The path holds something else where a digest should be.
     #[error("{0}")]
     Digest(String),
-    /// `n` of a tag list is no number.
-    #[error("n={0:?} is not a number of tags")]
+    /// `n` of a list is no number.
+    #[error("n={0:?} is not a number of names")]
     Page(String),
     /// `?ns=` names a registry that this cache has no upstream for.
     #[error("this cache does not hold content of the registry {0:?}")]
@@ -47,9 +47,12 @@ pub enum Error {
     /// The repository has no such blob.
     #[error("blob {0} is not known")]
     Blob(Digest),
-    /// The range begins behind the end of a blob of this many bytes.
-    #[error("the range begins behind the last of {0} bytes")]
+    /// The ranges lie behind the end of a blob of this many bytes, or are too many.
+    #[error("the blob has {0} bytes, and none of them or too many ranges were asked for")]
     Range(u64),
+    /// `If-Match` names other content than this, which has been found.
+    #[error("the content is {0}, which If-Match does not name")]
+    Precondition(Digest),
     /// The upstream does not give this to Larder.
     #[error("the upstream refused: {0}")]
     Denied(String),
@@ -106,7 +109,10 @@ impl Error {
             }
             Self::Blob(_) => Row(S::NOT_FOUND, "BLOB_UNKNOWN", "check the digest at the upstream"),
             Self::Range(_) => {
-                Row(S::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", "ask for a range inside the blob")
+                Row(S::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", "ask for ranges inside the blob")
+            }
+            Self::Precondition(_) => {
+                Row(S::PRECONDITION_FAILED, "PRECONDITION_FAILED", "leave out If-Match")
             }
             Self::Denied(_) => {
                 Row(S::FORBIDDEN, "DENIED", "check the name, and the upstream's credentials")

@@ -1,7 +1,7 @@
 //! `larder-shim`: a registry over the directory that `larder-fs` mounts, or over any other.
 //!
-//! A request goes `server` → `routes` → `blob`, `manifest` or `tags` → `content`, which is the
-//! directory; on a miss → `pull` → `upstream`. Only `content` names paths of the directory, only
+//! A request goes `server` → `routes` → `blob`, `manifest` and the lists (`tags`, `referrers`,
+//! `catalog`) → `content`, which is the directory; on a miss → `pull` → `upstream`. Only `content` names paths of the directory, only
 //! `upstream` speaks HTTP to the upstream, and nothing here knows what is behind the directory.
 
 mod access;
@@ -10,13 +10,17 @@ mod auth;
 mod blob;
 mod body;
 mod calls;
+mod catalog;
 mod content;
 mod error;
 mod flights;
 mod manifest;
+mod multipart;
 mod outbox;
+mod page;
 mod pull;
 mod range;
+mod referrers;
 mod registries;
 mod routes;
 mod server;

@@ -27,15 +27,18 @@ const FOLLOW_PAUSES_S: [u64; 6] = [1, 2, 4, 8, 16, 32];
 /// A manifest, byte for byte as it came.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    digest: Digest,
+    /// Its digest.
+    pub digest: Digest,
     media_type: HeaderValue,
-    content: Bytes,
-    source: Source,
+    /// All of it.
+    pub content: Bytes,
+    /// Where it comes from.
+    pub source: Source,
 }
 
 impl Manifest {
     /// A manifest that has been checked.
-    fn new(digest: Digest, content: Bytes, source: Source) -> Self {
+    pub fn new(digest: Digest, content: Bytes, source: Source) -> Self {
         Self { digest, media_type: media_type::of(&content), content, source }
     }
 }
@@ -81,7 +84,7 @@ pub async fn answer(
                 is_blob: false,
                 source,
             };
-            conditions.answer(&representation, |_| Body::Memory(content))
+            conditions.answer(&representation, |_| Body::Memory(content.clone()))
         }
         Found::Head(digest, head) => {
             let representation = Representation {
@@ -135,6 +138,23 @@ async fn by_tag(
             Ok(Found::Manifest(manifest))
         }
         _ => Err(error),
+    }
+}
+
+/// The manifest that a tag names, as a client that asks by tag gets it; `None` when there is none.
+///
+/// # Errors
+/// Nobody who may have it can be reached.
+pub async fn of_tag(
+    kept: &Kept,
+    through: &Arc<PullThrough>,
+    repository: &Repository,
+    tag: Tag,
+) -> Result<Option<Manifest>, Error> {
+    match by_tag(kept, through, repository.clone(), tag, false).await {
+        Ok(Found::Manifest(manifest)) => Ok(Some(manifest)),
+        Ok(Found::Head(..)) | Err(Error::Manifest(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -16,10 +16,14 @@ pub enum Route {
     Ready,
     /// `/v2/`: whether this is a registry.
     Base,
+    /// `/v2/_catalog`: the repositories.
+    Catalog,
     /// `/v2/<name>/manifests/<reference>`
     Manifest(Repository, Reference),
     /// `/v2/<name>/blobs/<digest>`
     Blob(Repository, Digest),
+    /// `/v2/<name>/referrers/<digest>`
+    Referrers(Repository, Digest),
     /// `/v2/<name>/tags/list`
     Tags(Repository),
 }
@@ -36,6 +40,7 @@ impl Route {
             "/healthz" => return Ok(Self::Health),
             "/readyz" => return Ok(Self::Ready),
             "/v2" | "/v2/" => return Ok(Self::Base),
+            "/v2/_catalog" => return Ok(Self::Catalog),
             _ => path.strip_prefix("/v2/").ok_or_else(unknown)?,
         };
         // From the right, because a name may itself end in `/manifests` or `/blobs`.
@@ -44,6 +49,7 @@ impl Route {
         match (kind, last) {
             ("manifests", reference) => Ok(Self::Manifest(name.parse()?, parse(reference)?)),
             ("blobs", digest) => Ok(Self::Blob(name.parse()?, digest.parse()?)),
+            ("referrers", digest) => Ok(Self::Referrers(name.parse()?, digest.parse()?)),
             ("tags", "list") => Ok(Self::Tags(name.parse()?)),
             _ => Err(unknown()),
         }
@@ -73,6 +79,7 @@ mod tests {
             ("/v2/a/manifests/manifests/latest", manifest("a/manifests", "latest")),
             ("/v2/blobs/tags/list", Route::Tags("blobs".parse().unwrap())),
             ("/v2/", Route::Base),
+            ("/v2/_catalog", Route::Catalog),
         ] {
             assert_eq!(Route::parse(path).unwrap(), route, "{path}");
         }

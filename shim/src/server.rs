@@ -109,7 +109,7 @@ impl Server {
             Err(error) => tracing::warn!(%error, "starting with the directory in trouble"),
         }
         let auth = Auth::new(config.auth.as_ref())?;
-        let shim = Shim::new(content, auth, &config.upstreams)?;
+        let shim = Shim::new(content, auth, config)?;
         let registry = Arc::new(Registry { shim, headers });
         Ok(Self { registry, tls, drain_timeout: config.http.drain_timeout })
     }

@@ -8,7 +8,7 @@ use hyper::{
     header::{self, HeaderValue},
     http::uri::Authority,
 };
-use larder_config as config;
+use larder_config::Config;
 use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
@@ -16,15 +16,17 @@ use crate::{
     auth::{Auth, Need},
     blob,
     body::Body,
+    catalog,
     content::Content,
     error::Error,
     flights::Flights,
     manifest::{self, Kept, Manifest},
     pull::Pulls,
+    referrers::{self, ReferrersFlights},
     registries::{Chooser, Registries},
     routes::Route,
     sightings::Sightings,
-    tags,
+    tags::{self, TagLists},
     upstream::{ManifestHead, Upstream, UpstreamMistake},
 };
 
@@ -41,6 +43,8 @@ pub struct Shim {
     auth: Auth,
     /// Where misses are pulled from; without any, only the directory is served.
     registries: Registries,
+    /// How many repositories one answer lists at most.
+    catalog_max_entries: usize,
 }
 
 /// One upstream, and what is asked of it now.
@@ -55,6 +59,10 @@ pub struct PullThrough {
     pub tags: Arc<Flights<(Repository, Tag), Result<ManifestHead, Error>>>,
     /// Tags whose manifest is not cached yet.
     pub sightings: Sightings,
+    /// Lists of referrers on their way.
+    pub referrers: Arc<ReferrersFlights>,
+    /// Lists of tags that clients read in pages.
+    pub tag_lists: TagLists,
 }
 
 impl Shim {
@@ -62,13 +70,9 @@ impl Shim {
     ///
     /// # Errors
     /// What the configuration says of the upstream cannot work.
-    pub fn new(
-        content: Content,
-        auth: Auth,
-        upstreams: &[config::Upstream],
-    ) -> Result<Self, UpstreamMistake> {
+    pub fn new(content: Content, auth: Auth, config: &Config) -> Result<Self, UpstreamMistake> {
         let mut registries = Registries::default();
-        for config in upstreams {
+        for config in &config.upstreams {
             let upstream = Arc::new(Upstream::new(config)?);
             let through = PullThrough {
                 pulls: Pulls::new(content.clone(), Arc::clone(&upstream)),
@@ -76,11 +80,19 @@ impl Shim {
                 manifests: Flights::new(),
                 tags: Flights::new(),
                 sightings: Sightings::default(),
+                referrers: Flights::new(),
+                tag_lists: TagLists::default(),
             };
             let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
             registries.add(through, &names, config.is_default);
         }
-        Ok(Self { manifests: Kept::new(content.clone()), content, auth, registries })
+        Ok(Self {
+            manifests: Kept::new(content.clone()),
+            content,
+            auth,
+            registries,
+            catalog_max_entries: config.catalog_max_entries,
+        })
     }
 
     /// Where the misses of a repository are pulled from.
@@ -108,13 +120,17 @@ impl Shim {
             Route::Health => Ok(text("text/plain", "ok".into())),
             Route::Ready => Ok(self.ready().await),
             Route::Base => Ok(text("application/json", "{}".into())),
+            Route::Catalog => catalog::answer(&self.content, query, self.catalog_max_entries).await,
             Route::Manifest(repository, reference) => {
                 manifest::answer(self, repository, reference, &conditions).await
             }
             Route::Blob(repository, digest) => {
                 blob::answer(self, &repository, &digest, &conditions).await
             }
-            Route::Tags(repository) => tags::answer(&self.content, &repository, query).await,
+            Route::Referrers(repository, subject) => {
+                referrers::answer(self, &repository, &subject, query).await
+            }
+            Route::Tags(repository) => tags::answer(self, &repository, query).await,
         }
     }
 
@@ -159,9 +175,10 @@ impl Shim {
         let chooser = Chooser { namespace: namespace.as_deref(), host };
         let resolve = |name| self.registries.resolve(&name, chooser);
         Ok(match route {
-            Route::Health | Route::Ready | Route::Base => route,
+            Route::Health | Route::Ready | Route::Base | Route::Catalog => route,
             Route::Manifest(name, reference) => Route::Manifest(resolve(name)?, reference),
             Route::Blob(name, digest) => Route::Blob(resolve(name)?, digest),
+            Route::Referrers(name, subject) => Route::Referrers(resolve(name)?, subject),
             Route::Tags(name) => Route::Tags(resolve(name)?),
         })
     }
@@ -172,9 +189,11 @@ fn need(route: &Route) -> Need {
     match route {
         Route::Health | Route::Ready => Need::Nothing,
         Route::Base => Need::Login,
-        Route::Manifest(repository, _) | Route::Blob(repository, _) | Route::Tags(repository) => {
-            Need::Pull(repository.clone())
-        }
+        Route::Catalog => Need::Catalog,
+        Route::Manifest(repository, _)
+        | Route::Blob(repository, _)
+        | Route::Referrers(repository, _)
+        | Route::Tags(repository) => Need::Pull(repository.clone()),
     }
 }
 

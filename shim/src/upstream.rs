@@ -5,6 +5,7 @@ mod credentials;
 mod download;
 mod endpoint;
 mod error;
+mod lists;
 mod token;
 
 use std::{
@@ -96,6 +97,7 @@ struct Ask<'a> {
     repository: &'a Repository,
     /// What follows `/v2/<name>/`.
     path: String,
+    query: Option<String>,
     accept: HeaderValue,
     range: Option<String>,
     /// Until the headers of the answer are there.
@@ -194,6 +196,7 @@ impl Upstream {
             method: Method::HEAD,
             repository,
             path: format!("manifests/{reference}"),
+            query: None,
             accept: MANIFEST_TYPES,
             range: None,
             deadline: HEAD_DEADLINE,
@@ -220,6 +223,7 @@ impl Upstream {
             method: Method::GET,
             repository,
             path: format!("manifests/{reference}"),
+            query: None,
             accept: MANIFEST_TYPES,
             range: None,
             deadline: MANIFEST_DEADLINE,
@@ -244,6 +248,7 @@ impl Upstream {
             method: Method::HEAD,
             repository,
             path: format!("blobs/{digest}"),
+            query: None,
             accept: ANY_TYPE,
             range: None,
             deadline: HEAD_DEADLINE,
@@ -266,6 +271,7 @@ impl Upstream {
             method: Method::GET,
             repository,
             path: format!("blobs/{digest}"),
+            query: None,
             accept: ANY_TYPE,
             range: (offset > 0).then(|| format!("bytes={offset}-")),
             deadline: BLOB_DEADLINE,
@@ -340,6 +346,7 @@ impl Upstream {
     ) -> Result<Response, UpstreamError> {
         let mut url = url.clone();
         url.set_path(&format!("/v2/{}/{}", self.remote_name(ask.repository), ask.path));
+        url.set_query(ask.query.as_deref());
         if let Some(namespace) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }

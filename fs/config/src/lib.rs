@@ -40,6 +40,10 @@ pub use upstream::{Credentials, SecretSource, Upstream};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).
 pub const EXIT_CODE: u8 = 64;
+/// `catalog.maxentries` when absent, as in Distribution 3.
+const CATALOG_MAX_ENTRIES: usize = 1000;
+/// The most that it may be: an answer is made in memory.
+const CATALOG_MOST_ENTRIES: usize = 100_000;
 
 /// The whole configuration.
 #[derive(Debug)]
@@ -57,8 +61,17 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// `auth:`; without it, everyone may see everything.
     pub auth: Option<Auth>,
+    /// `catalog.maxentries`: how many repositories an answer lists at most; 1000 when absent.
+    pub catalog_max_entries: usize,
     /// One sentence for each key that is accepted but changes nothing, to be logged at start.
     pub notes: Vec<String>,
+}
+
+fn catalog_entries(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(entries) if (1..=CATALOG_MOST_ENTRIES).contains(&entries) => Ok(entries),
+        _ => Err(value::expected("a number from 1 to 100000", text)),
+    }
 }
 
 impl Config {
@@ -109,7 +122,19 @@ impl Config {
         let storage = Storage::read(root);
         let (log, cache, http) = (Log::read(root), Cache::read(root), Http::read(root));
         let (upstreams, auth) = (Upstream::read(root), Auth::read(root));
+        let catalog_max_entries = root.section("catalog", |catalog| {
+            catalog.value("maxentries", catalog_entries).unwrap_or(CATALOG_MAX_ENTRIES)
+        });
         unused::read(root);
-        Some(Self { log, storage: storage?, cache, http, upstreams, auth, notes: Vec::new() })
+        Some(Self {
+            log,
+            storage: storage?,
+            cache,
+            http,
+            upstreams,
+            auth,
+            catalog_max_entries,
+            notes: Vec::new(),
+        })
     }
 }

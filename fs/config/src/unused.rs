@@ -19,7 +19,6 @@ pub(crate) fn read(root: &mut Section<'_>) {
     });
     root.note("health", "Larder watches its storage itself and tells at /readyz");
     root.note("redis", "Larder keeps nothing in Redis");
-    root.note("catalog", "the catalog's pages have the size that the client asks for");
     root.note("validation", "it is about pushes, and a cache takes none");
     root.note("policy", "it is about pushes, and a cache takes none");
 }

@@ -4,7 +4,10 @@
 
 mod blobs;
 mod credentials;
+mod lists;
 mod manifests;
+mod ranges;
+mod referrers;
 mod requests;
 mod serving;
 mod support;

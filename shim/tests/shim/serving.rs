@@ -21,7 +21,7 @@ const MIB: usize = 1 << 20;
 const SIZE_BYTES: usize = 70 * MIB + 5;
 
 /// A directory that has a blob, in the repository `a`.
-fn directory(content: &[u8]) -> (Arc<TempDir>, Digest) {
+pub fn directory(content: &[u8]) -> (Arc<TempDir>, Digest) {
     let root = Arc::new(TempDir::new().unwrap());
     let digest = digest(content);
     let layers = root.path().join("repositories/a/_layers/sha256");
@@ -47,7 +47,7 @@ fn certify(root: &TempDir) -> (Tls, reqwest::Client) {
 }
 
 /// A shim with TLS over a directory, and a client that knows its certificate.
-async fn with_tls(root: &Arc<TempDir>) -> (Shim, reqwest::Client) {
+pub async fn with_tls(root: &Arc<TempDir>) -> (Shim, reqwest::Client) {
     let (tls, client) = certify(root);
     let mut config = config(None);
     config.http = Http { tls: Some(tls), ..config.http };

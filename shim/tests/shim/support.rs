@@ -22,6 +22,7 @@ use larder_config::{
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
@@ -47,8 +48,12 @@ pub struct Seen {
 /// What the upstream does. Every field may be changed while it runs.
 #[derive(Default)]
 pub struct Script {
-    /// By path below `/v2/`.
+    /// By path below `/v2/`, with its query where that makes a difference.
     pub content: HashMap<String, Bytes>,
+    /// `Content-Type`, by the same.
+    pub media_types: HashMap<String, &'static str>,
+    /// `Link`, by the same.
+    pub links: HashMap<String, String>,
     /// Answered to every request instead of anything else.
     pub failure: Option<StatusCode>,
     /// The next bodies end with a broken connection after so many bytes.
@@ -167,10 +172,17 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
         return (StatusCode::UNAUTHORIZED, challenge).into_response();
     }
     let path = seen.path.strip_prefix("/v2/").unwrap_or_default();
-    let Some(content) = script.content.get(path).cloned() else {
+    let full = format!("{path}?{}", seen.query);
+    let of_path = script.content.get(&full).or_else(|| script.content.get(path));
+    let Some(content) = of_path.cloned() else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let mut headers = HeaderMap::new();
+    let key = if seen.query.is_empty() { path } else { &full };
+    let media_type = script.media_types.get(key);
+    headers.extend(media_type.map(|kind| (header::CONTENT_TYPE, kind.parse().unwrap())));
+    let link = script.links.get(key);
+    headers.extend(link.map(|link| (header::LINK, link.parse().unwrap())));
     if path.contains("/manifests/") && !script.hides_digest {
         headers.insert("docker-content-digest", digest(&content).to_string().parse().unwrap());
     }
@@ -325,6 +337,33 @@ pub async fn check(response: reqwest::Response, digest: &Digest) -> Result<(), S
     verifier.finish().map_err(|mismatch| mismatch.to_string())
 }
 
+/// The code of an error, as the specification wants it told.
+pub async fn code(answer: reqwest::Response) -> String {
+    assert_eq!(answer.headers()["content-type"], "application/json");
+    let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+    body["errors"][0]["code"].as_str().unwrap().to_owned()
+}
+
+/// Puts a manifest into a directory that no shim runs over yet, and makes a tag name it.
+pub fn put_manifest(root: &Path, repository: &str, tag: &str, content: &[u8]) -> Digest {
+    let digest = digest(content);
+    let blob = format!("blobs/sha256/{}", digest.hex());
+    let repository = format!("repositories/{repository}");
+    let up = "../".repeat(repository.matches('/').count() + 2);
+    let links = [format!("_tags/{tag}"), format!("_manifests/sha256/{}", digest.hex())];
+    fs::create_dir_all(root.join("blobs/sha256")).unwrap();
+    fs::write(root.join(&blob), content).unwrap();
+    for link in links {
+        let link = root.join(&repository).join(link);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        let up =
+            format!("{up}{}", if link.to_str().unwrap().contains("_tags") { "" } else { "../" });
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(format!("{up}{blob}"), link).unwrap();
+    }
+    digest
+}
+
 pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {
@@ -371,6 +410,7 @@ pub fn config(upstreams: Option<Registry>) -> Config {
         },
         upstreams: upstreams.into_iter().collect(),
         auth: None,
+        catalog_max_entries: 1000,
         notes: Vec::new(),
     }
 }

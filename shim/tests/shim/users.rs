@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use axum::http::{Method, StatusCode};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use larder_config::{Auth, Config, Htpasswd};
 use tempfile::TempDir;
@@ -46,8 +47,12 @@ async fn whoever_is_not_in_the_file_sees_nothing() {
         + "# a comment\n\nbob:{SHA}VBPuJHI7uixaa6LQGWx4s+5GKNE=\n";
     let (shim, ..) = shim(&upstream, &users).await;
     let blob = upstream.add_blob("a", &noise(100, 1));
+    let list = Bytes::from_static(br#"{"tags":["1"]}"#);
+    upstream.script(|script| drop(script.content.insert("a/tags/list".into(), list)));
     let paths = [
         String::new(),
+        "_catalog".to_owned(),
+        format!("a/referrers/{blob}"),
         "a/manifests/1".to_owned(),
         "a/manifests/missing".to_owned(),
         "nothing/manifests/1".to_owned(),
