@@ -4,6 +4,7 @@
 
 mod blobs;
 mod credentials;
+mod http2;
 mod lists;
 mod manifests;
 mod ranges;
@@ -11,3 +12,4 @@ mod referrers;
 mod requests;
 mod serving;
 mod support;
+mod tls;
