@@ -6,10 +6,10 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -20,7 +20,11 @@ use hyper::{
     header,
 };
 
-use crate::{answer::Source, body::Outgoing};
+use crate::{
+    answer::Source,
+    body::Outgoing,
+    pulse::{Awaited, Pulse},
+};
 
 /// The target of the lines, by which the configuration turns them off.
 pub const TARGET: &str = "access";
@@ -63,10 +67,10 @@ impl Line {
     }
 
     /// Follows an answer to its end.
-    pub fn follow(mut self, response: Response<Outgoing>) -> Response<Followed> {
+    pub fn follow(mut self, response: Response<Outgoing>, pulse: Arc<Pulse>) -> Response<Followed> {
         self.status = response.status().as_u16();
         self.source = response.extensions().get().copied();
-        response.map(|body| Followed { body, line: self })
+        response.map(|body| Followed { body, line: self, pulse, awaited: None })
     }
 }
 
@@ -87,10 +91,13 @@ impl Drop for Line {
     }
 }
 
-/// A body that counts what the connection takes of it.
+/// A body that counts what the connection takes of it, and tells who waits for whom.
 pub struct Followed {
     body: Outgoing,
     line: Line,
+    pulse: Arc<Pulse>,
+    /// While there is no more of it yet.
+    awaited: Option<Awaited>,
 }
 
 impl Drop for Followed {
@@ -111,7 +118,12 @@ impl Body for Followed {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
+            let awaited = self.awaited.take().unwrap_or_else(|| self.pulse.awaited());
+            self.awaited = Some(awaited);
+            return Poll::Pending;
+        };
+        self.awaited = None;
         match &frame {
             Some(Ok(frame)) => {
                 let size = frame.data_ref().map_or(0, Bytes::len);

@@ -18,8 +18,11 @@ use crate::{
     outbox::{FileRange, MARKER_MAX_BYTES, Outbox},
 };
 
-/// How much of a file is read at once.
+/// How much of a blob on its way is read at once.
 pub const PIECE_BYTES: u64 = 1 << 20;
+/// How much of a file is read at once where it has to become memory. Less costs more processor
+/// time, and each request may hold three of these.
+const FILE_PIECE_BYTES: u64 = 256 << 10;
 
 /// What an answer has for a body.
 pub enum Body {
@@ -130,22 +133,19 @@ impl hyper::body::Body for Outgoing {
     }
 }
 
-/// The bytes of a file, read one piece ahead of the client. A file that turns out shorter ends
-/// the stream with an error, so that the client sees a cut transfer.
+/// The bytes of a file, for HTTP/2, which asks for one piece ahead of what it sends. A file that
+/// turns out shorter ends the stream with an error, so that the client sees a cut transfer.
 fn read(calls: Calls, from: FileRange) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    let pieces = futures_util::stream::iter(pieces(from.range));
-    pieces
-        .map(move |piece| {
-            let (calls, file) = (calls.clone(), Arc::clone(&from.file));
-            async move { calls.read(&file, piece).await }
-        })
-        .buffered(2)
+    futures_util::stream::iter(pieces(from.range)).then(move |piece| {
+        let (calls, file) = (calls.clone(), Arc::clone(&from.file));
+        async move { calls.read(&file, piece).await }
+    })
 }
 
 fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> + Send {
     let mut offset = range.start;
     std::iter::from_fn(move || {
-        let piece = offset..range.end.min(offset + PIECE_BYTES);
+        let piece = offset..range.end.min(offset + FILE_PIECE_BYTES);
         offset = piece.end;
         (!piece.is_empty()).then_some(piece)
     })
@@ -159,15 +159,15 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_shorter_than_it_was_ends_in_an_error() {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        file.set_len(PIECE_BYTES + 10).unwrap();
+        file.set_len(FILE_PIECE_BYTES + 10).unwrap();
         let read = |end| {
             let range = FileRange { file: Arc::clone(&file), range: 5..end };
             read(Calls::new("test"), range).collect::<Vec<_>>()
         };
 
-        let pieces = read(PIECE_BYTES + 10).await;
+        let pieces = read(FILE_PIECE_BYTES + 10).await;
         let sizes: Vec<_> = pieces.into_iter().map(|piece| piece.unwrap().len() as u64).collect();
-        assert_eq!(sizes, [PIECE_BYTES, 5]);
-        assert!(read(PIECE_BYTES + 11).await.last().unwrap().is_err());
+        assert_eq!(sizes, [FILE_PIECE_BYTES, 5]);
+        assert!(read(FILE_PIECE_BYTES + 11).await.last().unwrap().is_err());
     }
 }

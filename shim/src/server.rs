@@ -4,7 +4,6 @@
 //! of a request: a client that never ends them would keep its connection for ever.
 
 use std::{
-    convert::Infallible,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -12,33 +11,29 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use hyper::{
-    HeaderMap, Request, Response,
-    body::Incoming,
-    header::{HeaderName, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::{GracefulShutdown, Watcher},
+    HeaderMap, Method, Request, Response,
+    body::{Body, Incoming},
+    header::{self, HeaderName, HeaderValue},
 };
 use larder_config::{Config, Http};
-use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
+    sync::watch,
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 
 use crate::{
     access::{Followed, Line},
     auth::{Auth, AuthMistake},
+    body::Outgoing,
+    connection::{Connection, Security},
     content::Content,
     outbox::Outbox,
+    pulse::Pulse,
     shim::Shim,
-    stream::{Socket, Stream},
     tls::{LOOK_INTERVAL, Reloaded, TlsMistake},
     upstream::UpstreamMistake,
     workers::Workers,
@@ -46,13 +41,6 @@ use crate::{
 
 /// How many clients may be connected; others wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 8192;
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the headers of a request may take, and the next request of a connection.
-const HEADERS_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a client may take no byte of what was sent. The kernel then ends the connection.
-const STALL_DEADLINE: Duration = Duration::from_secs(120);
-/// The largest head of a request.
-const HEAD_MAX_BYTES: usize = 64 << 10;
 /// The pause after `accept` failed, which it does when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -62,12 +50,14 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 pub struct Server {
     registry: Arc<Registry>,
     tls: Option<Reloaded>,
+    h2c: bool,
     drain_timeout: Duration,
 }
 
 /// What every connection shares.
-struct Registry {
-    shim: Shim,
+pub struct Registry {
+    /// What answers.
+    pub shim: Shim,
     /// On every answer.
     headers: HeaderMap,
 }
@@ -99,7 +89,8 @@ impl Server {
     /// What cannot work. A directory in trouble is none of that: it may heal.
     pub async fn new(config: &Config, root: &Path) -> Result<Self, Mistake> {
         let headers = headers(&config.http)?;
-        let tls = config.http.tls.clone().map(Reloaded::new).transpose()?;
+        let tls = config.http.tls.clone().map(|tls| Reloaded::new(tls, config.http.http2));
+        let tls = tls.transpose()?;
         let content = Content::new(root);
         match content.prepare().await {
             Ok(()) => {}
@@ -111,12 +102,13 @@ impl Server {
         let auth = Auth::new(config.auth.as_ref())?;
         let shim = Shim::new(content, auth, config)?;
         let registry = Arc::new(Registry { shim, headers });
-        Ok(Self { registry, tls, drain_timeout: config.http.drain_timeout })
+        let Http { h2c, drain_timeout, .. } = config.http;
+        Ok(Self { registry, tls, h2c, drain_timeout })
     }
 
     /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`.
     pub async fn run(mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
-        let graceful = GracefulShutdown::new();
+        let (drain, draining) = watch::channel(false);
         let mut connections = JoinSet::new();
         let mut workers = match Workers::start() {
             Ok(workers) => workers,
@@ -135,11 +127,13 @@ impl Server {
                 }
                 accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
+                        let security = match &self.tls {
+                            Some(tls) => Security::Tls(tls.acceptor()),
+                            None => Security::Plain { h2c: self.h2c },
+                        };
                         let registry = Arc::clone(&self.registry);
-                        let tls = self.tls.as_ref().map(Reloaded::acceptor);
-                        let watcher = graceful.watcher();
-                        let connection = registry.connect(stream, client, tls, watcher);
-                        connections.spawn_on(connection, workers.next());
+                        let connection = Connection { registry, client, draining: draining.clone() };
+                        connections.spawn_on(connection.run(stream, security), workers.next());
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a connection was not accepted");
@@ -150,8 +144,9 @@ impl Server {
         }
         drop(listener);
         tracing::info!(connections = connections.len(), "draining");
+        drain.send_replace(true);
         let drained = timeout(self.drain_timeout, async {
-            graceful.shutdown().await;
+            while connections.join_next().await.is_some() {}
             self.registry.shim.finished().await;
         });
         if drained.await.is_err() {
@@ -161,72 +156,26 @@ impl Server {
 }
 
 impl Registry {
-    /// One connection, from its handshake to its end. A client that stalls stalls only this.
-    async fn connect(
-        self: Arc<Self>,
-        socket: std::net::TcpStream,
-        client: SocketAddr,
-        tls: Option<TlsAcceptor>,
-        watcher: Watcher,
-    ) {
-        let socket = match prepare(socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                return tracing::debug!(%client, %error, "a connection ended before it began");
-            }
-        };
-        let socket = Socket(Arc::new(socket));
-        let (outbox, calls) = (Arc::default(), self.shim.content.calls().clone());
-        let stream = match tls {
-            None => Stream::plain(socket, Arc::clone(&outbox), calls),
-            Some(tls) => match timeout(HANDSHAKE_DEADLINE, tls.accept(socket)).await {
-                Ok(Ok(stream)) => Stream::tls(stream, Arc::clone(&outbox), calls),
-                Ok(Err(error)) => {
-                    return tracing::debug!(%client, %error, "a TLS handshake failed");
-                }
-                Err(_) => return tracing::debug!(%client, "a TLS handshake took too long"),
-            },
-        };
-        self.serve(stream, outbox, client, watcher).await;
-    }
-
-    async fn serve(
-        self: Arc<Self>,
-        stream: Stream,
-        outbox: Arc<Outbox>,
-        client: SocketAddr,
-        watcher: Watcher,
-    ) {
-        let service = service_fn(move |request| {
-            let (registry, outbox) = (Arc::clone(&self), Arc::clone(&outbox));
-            async move { Ok::<_, Infallible>(registry.answer(request, client, &outbox).await) }
-        });
-        // hyper answers what is no HTTP with 400 and closes: docker and podman try TLS first.
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_DEADLINE)
-            .max_buf_size(HEAD_MAX_BYTES)
-            // Markers must reach the stream as they are.
-            .writev(true)
-            .serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%client, %error, "a connection broke off");
-        }
-    }
-
-    async fn answer(
+    /// Answers one request. Files go through the `outbox` if the connection has one.
+    pub async fn answer(
         &self,
         request: Request<Incoming>,
         client: SocketAddr,
-        outbox: &Arc<Outbox>,
+        outbox: Option<&Arc<Outbox>>,
+        pulse: &Arc<Pulse>,
     ) -> Response<Followed> {
+        let _awaited = pulse.request();
         let line = Line::of(&request, client);
         let mut response = self.shim.answer(&request).await.unwrap_or_else(Into::into);
         for (name, value) in &self.headers {
             response.headers_mut().append(name, value.clone());
         }
         let calls = self.shim.content.calls();
-        line.follow(response.map(|body| body.send(Some(outbox), calls)))
+        let mut response = response.map(|body| body.send(outbox, calls));
+        if request.method() == Method::HEAD {
+            leave_body_out(&mut response);
+        }
+        line.follow(response, Arc::clone(pulse))
     }
 }
 
@@ -236,10 +185,14 @@ async fn accept(listener: &TcpListener) -> io::Result<(std::net::TcpStream, Sock
     Ok((socket.into_std()?, client))
 }
 
-fn prepare(socket: std::net::TcpStream) -> io::Result<TcpStream> {
-    socket.set_nodelay(true)?;
-    SockRef::from(&socket).set_tcp_user_timeout(Some(STALL_DEADLINE))?;
-    TcpStream::from_std(socket)
+/// `HEAD` is `GET` without a body, in HTTP/2 too, where hyper would send it.
+fn leave_body_out(response: &mut Response<Outgoing>) {
+    // What handlers have left out already has another length than this.
+    let length = response.body().size_hint().exact().filter(|length| *length > 0);
+    if let Some(length) = length {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+    }
+    *response.body_mut() = Outgoing::Memory(Bytes::new());
 }
 
 /// `http.headers`, and the one by which docker tells a registry.

@@ -9,6 +9,7 @@ use std::{
     io::{self, IoSlice},
     mem,
     net::Shutdown,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -211,6 +212,18 @@ impl AsyncWrite for Stream {
 }
 
 impl Socket {
+    /// How many bytes the client has taken, as far as its acknowledgements tell.
+    pub fn taken_bytes(&self) -> u64 {
+        // SAFETY: all of it are integers, for which 0 is a value.
+        let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+        let mut size = size_of_val(&info) as libc::socklen_t;
+        let (descriptor, to) = (self.0.as_raw_fd(), (&raw mut info).cast());
+        // SAFETY: the descriptor is open as long as `self`, and the kernel writes at most `size`
+        // bytes, which `info` has. What an old kernel does not tell stays 0, as all does in an error.
+        unsafe { libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, to, &mut size) };
+        info.tcpi_bytes_acked
+    }
+
     /// Waits until there is room to send.
     fn poll_room(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_io(context, || match turn::is_room(&self.0, Duration::ZERO)? {

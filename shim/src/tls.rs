@@ -2,17 +2,19 @@
 
 use std::{
     fs, io,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use larder_config::{Tls, TlsVersion};
+use larder_config::{ClientAuth, Tls, TlsVersion};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        self, CipherSuite, ServerConfig,
-        crypto::aws_lc_rs,
+        self, CipherSuite, RootCertStore, ServerConfig,
+        crypto::{CryptoProvider, aws_lc_rs},
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        server::{WebPkiClientVerifier, danger::ClientCertVerifier},
         version::{TLS12, TLS13},
     },
 };
@@ -26,7 +28,13 @@ pub enum TlsMistake {
     /// The certificate and the key do not go together, or not with TLS.
     #[error("http.tls: {0}")]
     Pair(#[from] rustls::Error),
+    /// A file of `clientcas` holds no authority that can be used.
+    #[error("http.tls.clientcas: {0}: {1}")]
+    Authority(String, String),
 }
+
+/// What ALPN calls HTTP/2.
+pub const HTTP2: &[u8] = b"h2";
 
 /// How often the files are looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
@@ -34,20 +42,21 @@ pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// TLS as the configuration has it, and as the files are now.
 pub struct Reloaded {
     config: Tls,
+    http2: bool,
     acceptor: TlsAcceptor,
     /// When the files were last changed. Looked at before they are read, so that what changes in
     /// between is read again.
-    changed: Option<[SystemTime; 2]>,
+    changed: Option<Vec<SystemTime>>,
 }
 
 impl Reloaded {
-    /// Reads the files.
+    /// Reads the files. `http2` is offered to clients if it may be.
     ///
     /// # Errors
-    /// The certificate or its key cannot be used.
-    pub fn new(config: Tls) -> Result<Self, TlsMistake> {
+    /// The certificate, its key or an authority cannot be used.
+    pub fn new(config: Tls, http2: bool) -> Result<Self, TlsMistake> {
         let changed = changed(&config).ok();
-        Ok(Self { acceptor: acceptor(&config)?, config, changed })
+        Ok(Self { acceptor: acceptor(&config, http2)?, config, http2, changed })
     }
 
     /// What takes new connections.
@@ -63,7 +72,7 @@ impl Reloaded {
             return;
         }
         self.changed = changed;
-        match acceptor(&self.config) {
+        match acceptor(&self.config, self.http2) {
             Ok(acceptor) => {
                 self.acceptor = acceptor;
                 tracing::info!(certificate = %self.config.certificate.display(), "reloaded");
@@ -73,20 +82,14 @@ impl Reloaded {
     }
 }
 
-fn changed(config: &Tls) -> io::Result<[SystemTime; 2]> {
-    let of = |path| fs::metadata(path)?.modified();
-    Ok([of(&config.certificate)?, of(&config.key)?])
+fn changed(config: &Tls) -> io::Result<Vec<SystemTime>> {
+    let files = [&config.certificate, &config.key].into_iter().chain(&config.client_authorities);
+    files.map(|path| fs::metadata(path)?.modified()).collect()
 }
 
-fn acceptor(config: &Tls) -> Result<TlsAcceptor, TlsMistake> {
-    let pem = |path: &std::path::Path| {
-        let path = path.display().to_string();
-        move |error| TlsMistake::Pem(path, error)
-    };
-    let chain = CertificateDer::pem_file_iter(&config.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(pem(&config.certificate))?;
-    let key = PrivateKeyDer::from_pem_file(&config.key).map_err(pem(&config.key))?;
+fn acceptor(config: &Tls, http2: bool) -> Result<TlsAcceptor, TlsMistake> {
+    let chain = certificates(&config.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&config.key).map_err(unreadable(&config.key))?;
     let versions: &[_] = match config.minimum_version {
         TlsVersion::Tls12 => &[&TLS13, &TLS12],
         TlsVersion::Tls13 => &[&TLS13],
@@ -94,13 +97,69 @@ fn acceptor(config: &Tls) -> Result<TlsAcceptor, TlsMistake> {
     let mut provider = aws_lc_rs::default_provider();
     // AES-128 first: a third less work than AES-256, and no weaker against any attack there is.
     provider.cipher_suites.sort_by_key(|suite| !is_aes_128(suite.suite()));
-    let mut server = ServerConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(versions)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+    if !config.cipher_suites.is_empty() {
+        let is_named = |suite: CipherSuite| {
+            config.cipher_suites.iter().any(|name| suite.as_str() == Some(name))
+        };
+        provider.cipher_suites.retain(|suite| suite.tls13().is_some() || is_named(suite.suite()));
+    }
+    let provider = Arc::new(provider);
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions)?;
+    let builder = match client_verifier(config, provider)? {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let mut server = builder.with_single_cert(chain, key)?;
     server.ignore_client_order = true;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    if http2 {
+        server.alpn_protocols.insert(0, HTTP2.to_vec());
+    }
     Ok(TlsAcceptor::from(Arc::new(server)))
+}
+
+/// What checks the certificates of clients; `None` where they need none.
+fn client_verifier(
+    config: &Tls,
+    provider: Arc<CryptoProvider>,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsMistake> {
+    if config.client_authorities.is_empty() {
+        return Ok(None);
+    }
+    let mut authorities = RootCertStore::empty();
+    for path in &config.client_authorities {
+        let unusable = |reason: &dyn ToString| {
+            TlsMistake::Authority(path.display().to_string(), reason.to_string())
+        };
+        let certificates = certificates(path)?;
+        if certificates.is_empty() {
+            return Err(unusable(&"there is no certificate in it"));
+        }
+        for certificate in certificates {
+            authorities.add(certificate).map_err(|error| unusable(&error))?;
+        }
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider);
+    let builder = match config.client_auth {
+        ClientAuth::Required => builder,
+        ClientAuth::IfGiven => builder.allow_unauthenticated(),
+    };
+    let verifier = builder.build().map_err(|error| {
+        let paths: Vec<_> = config.client_authorities.iter().map(|path| path.display()).collect();
+        TlsMistake::Authority(format!("{paths:?}"), error.to_string())
+    })?;
+    Ok(Some(verifier))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsMistake> {
+    let certificates = CertificateDer::pem_file_iter(path);
+    certificates.and_then(Iterator::collect::<Result<_, _>>).map_err(unreadable(path))
+}
+
+fn unreadable(path: &Path) -> impl Fn(rustls::pki_types::pem::Error) -> TlsMistake {
+    let path: PathBuf = path.to_owned();
+    move |error| TlsMistake::Pem(path.display().to_string(), error)
 }
 
 fn is_aes_128(suite: CipherSuite) -> bool {
@@ -128,8 +187,15 @@ mod tests {
         fs::write(&certificate, pair.cert.pem()).unwrap();
         fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
         let minimum_version = TlsVersion::Tls13;
-        let config = Tls { certificate: certificate.clone(), key: key.clone(), minimum_version };
-        let mut tls = Reloaded::new(config).unwrap();
+        let config = Tls {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            minimum_version,
+            cipher_suites: Vec::new(),
+            client_authorities: Vec::new(),
+            client_auth: ClientAuth::Required,
+        };
+        let mut tls = Reloaded::new(config, true).unwrap();
         let first = Arc::clone(tls.acceptor().config());
 
         let mut now = SystemTime::now();

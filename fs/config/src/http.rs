@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     section::Section,
-    value::{duration, expected, listen_address, path},
+    value::{boolean, duration, expected, listen_address, path},
 };
 
 /// `http:`
@@ -16,6 +16,10 @@ pub struct Http {
     pub tls: Option<Tls>,
     /// `http.headers`, added to every answer.
     pub headers: Vec<(String, String)>,
+    /// Whether HTTP/2 is spoken over TLS: unless `http.http2.disabled`.
+    pub http2: bool,
+    /// `http.h2c.enabled`: whether HTTP/2 is spoken without TLS, with clients that begin with it.
+    pub h2c: bool,
     /// `http.draintimeout`: how long running answers may go on after SIGTERM; 60 s when absent.
     pub drain_timeout: Duration,
 }
@@ -29,7 +33,37 @@ pub struct Tls {
     pub key: PathBuf,
     /// `minimumtls`, TLS 1.2 when absent.
     pub minimum_version: TlsVersion,
+    /// `ciphersuites`: the suites of TLS 1.2 that are spoken, all that are safe when empty. Those of
+    /// TLS 1.3 always are.
+    pub cipher_suites: Vec<String>,
+    /// `clientcas`: PEM files with the authorities of clients' certificates; nobody is asked for
+    /// one when empty.
+    pub client_authorities: Vec<PathBuf>,
+    /// `clientauth`
+    pub client_auth: ClientAuth,
 }
+
+/// What becomes of a client without a certificate, where certificates are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// `require-and-verify-client-cert`, also when absent: it is refused.
+    Required,
+    /// `verify-client-cert-if-given`: it is served.
+    IfGiven,
+}
+
+/// The cipher suites of TLS 1.2 that are spoken, by their registered names.
+const CIPHER_SUITES: [&str; 6] = [
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+];
+/// Those of TLS 1.3, which has no others that are spoken.
+const CIPHER_SUITES_13: [&str; 3] =
+    ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"];
 
 /// The oldest version of TLS that is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +84,14 @@ impl Http {
             http.note("relativeurls", "no answer of Larder's names its host");
             http.note("secret", "it signs uploads, and a cache takes none");
             http.note("debug", "there is no debug server in this version");
-            http.note("http2", "only HTTP/1.1 is spoken in this version");
-            http.note("h2c", "only HTTP/1.1 is spoken in this version");
             Self {
                 addr: http
                     .value("addr", listen_address)
                     .unwrap_or_else(|| "0.0.0.0:5000".to_owned()),
                 tls: http.section("tls", Tls::read),
+                http2: http
+                    .section("http2", |http2| !http2.value("disabled", boolean).unwrap_or(false)),
+                h2c: http.section("h2c", |h2c| h2c.value("enabled", boolean).unwrap_or(false)),
                 headers: http.section("headers", read_headers),
                 drain_timeout: http
                     .value("draintimeout", duration)
@@ -69,16 +104,6 @@ impl Http {
 impl Tls {
     fn read(tls: &mut Section<'_>) -> Option<Self> {
         tls.refuse(
-            "clientcas",
-            "clients' certificates are not checked in this version, so everyone would be let in; \
-             remove it only if that is right, or put a proxy that checks them in front",
-        );
-        tls.refuse("clientauth", "clients' certificates are not checked in this version");
-        tls.refuse(
-            "ciphersuites",
-            "the cipher suites cannot be chosen, and there is no weak one among them; remove it",
-        );
-        tls.refuse(
             "letsencrypt",
             "Larder fetches no certificates; let an ACME client do it, and name its files in \
              certificate and key",
@@ -90,7 +115,20 @@ impl Tls {
         let minimum_version = tls.value("minimumtls", tls_version).unwrap_or(TlsVersion::Tls12);
         let certificate = tls.value("certificate", path);
         let key = tls.value("key", path);
-        Some(Self { certificate: certificate?, key: key?, minimum_version })
+        let cipher_suites = tls.list("ciphersuites", cipher_suite);
+        if tls.has("clientauth") && !tls.has("clientcas") {
+            tls.mistake("clientcas", "is missing, and clientauth is of no use without it");
+        }
+        let client_authorities = tls.list("clientcas", path);
+        let client_auth = tls.value("clientauth", client_auth).unwrap_or(ClientAuth::Required);
+        Some(Self {
+            certificate: certificate?,
+            key: key?,
+            minimum_version,
+            cipher_suites,
+            client_authorities,
+            client_auth,
+        })
     }
 }
 
@@ -141,5 +179,32 @@ fn tls_version(text: &str) -> Result<TlsVersion, String> {
         "tls1.2" => Ok(TlsVersion::Tls12),
         "tls1.3" => Ok(TlsVersion::Tls13),
         _ => Err(expected("tls1.2 or tls1.3 (what is older is not safe)", text)),
+    }
+}
+
+fn cipher_suite(text: &str) -> Result<String, String> {
+    // Go also has these without their hash.
+    let name = match text {
+        name if name.ends_with("_CHACHA20_POLY1305") => format!("{name}_SHA256"),
+        name => name.to_owned(),
+    };
+    if CIPHER_SUITES.contains(&&*name) || CIPHER_SUITES_13.contains(&&*name) {
+        return Ok(name);
+    }
+    Err(format!(
+        "{text:?} is not spoken: only suites with ECDHE and AES-GCM or ChaCha20-Poly1305 are safe; \
+         remove it"
+    ))
+}
+
+fn client_auth(text: &str) -> Result<ClientAuth, String> {
+    match text {
+        "require-and-verify-client-cert" => Ok(ClientAuth::Required),
+        "verify-client-cert-if-given" => Ok(ClientAuth::IfGiven),
+        "request-client-cert" | "require-any-client-cert" => Err(format!(
+            "{text} would take any certificate, and so protect nothing; expected \
+                         require-and-verify-client-cert or verify-client-cert-if-given"
+        )),
+        _ => Err(expected("require-and-verify-client-cert or verify-client-cert-if-given", text)),
     }
 }

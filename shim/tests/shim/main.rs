@@ -4,6 +4,7 @@
 
 mod blobs;
 mod credentials;
+mod http2;
 mod lists;
 mod manifests;
 mod ranges;
@@ -11,6 +12,7 @@ mod referrers;
 mod requests;
 mod serving;
 mod support;
+mod tls;
 mod tokens;
 mod upstreams;
 mod users;

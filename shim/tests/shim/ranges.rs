@@ -7,10 +7,7 @@ use axum::{
     http::{Method, StatusCode},
 };
 
-use crate::{
-    serving::{directory, with_tls},
-    support::*,
-};
+use crate::{serving::directory, support::*, tls::with_tls};
 
 #[tokio::test]
 async fn blobs_are_served_in_ranges_and_by_condition() {

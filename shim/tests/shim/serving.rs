@@ -4,9 +4,7 @@ use std::{fs::OpenOptions, sync::Arc};
 
 use axum::http::{Method, StatusCode};
 use futures_util::{StreamExt, future::join_all};
-use larder_config::{Http, Tls, TlsVersion};
 use larder_layout::Digest;
-use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::*;
+use crate::{support::*, tls::with_tls};
 
 const MIB: usize = 1 << 20;
 /// More than one marker, and than what is looked at in a turn.
@@ -32,29 +30,6 @@ pub fn directory(content: &[u8]) -> (Arc<TempDir>, Digest) {
     let target = format!("../../../../blobs/sha256/{}", digest.hex());
     std::os::unix::fs::symlink(target, layers.join(digest.hex())).unwrap();
     (root, digest)
-}
-
-/// Writes a new certificate and its key, and gives a client that knows no other.
-fn certify(root: &TempDir) -> (Tls, reqwest::Client) {
-    let CertifiedKey { cert, signing_key } =
-        generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| root.path().join(name));
-    std::fs::write(&certificate, cert.pem()).unwrap();
-    std::fs::write(&key, signing_key.serialize_pem()).unwrap();
-    let root = reqwest::Certificate::from_pem(cert.pem().as_bytes()).unwrap();
-    let client = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
-    (Tls { certificate, key, minimum_version: TlsVersion::Tls12 }, client)
-}
-
-/// A shim with TLS over a directory, and a client that knows its certificate.
-pub async fn with_tls(root: &Arc<TempDir>) -> (Shim, reqwest::Client) {
-    let (tls, client) = certify(root);
-    let mut config = config(None);
-    config.http = Http { tls: Some(tls), ..config.http };
-    let mut shim = Shim::with(config, Arc::clone(root)).await;
-    let port = shim.address.rsplit_once(':').unwrap().1;
-    shim.url = format!("https://localhost:{port}/v2");
-    (shim, client)
 }
 
 /// Guarantee 1: bytes served under a digest hash to it. Every client gets its own bytes, however
@@ -149,19 +124,4 @@ async fn a_file_that_shrinks_while_it_is_served_cuts_the_transfer() {
         let head = client.request(Method::HEAD, &url).send().await.unwrap();
         assert_eq!(head.status(), StatusCode::OK);
     }
-}
-
-#[tokio::test]
-async fn a_new_certificate_is_used_without_a_restart() {
-    let (root, _) = directory(b"x");
-    let (shim, client) = with_tls(&root).await;
-    assert_eq!(client.get(&shim.url).send().await.unwrap().status(), StatusCode::OK);
-    // Connections that are kept keep their certificate.
-    let (_, client) = certify(&root);
-    let renewed = async {
-        while client.get(&shim.url).send().await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, renewed).await.unwrap();
 }

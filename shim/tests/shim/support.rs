@@ -406,6 +406,8 @@ pub fn config(upstreams: Option<Registry>) -> Config {
             addr: "127.0.0.1:0".to_owned(),
             tls: None,
             headers: vec![("X-Content-Type-Options".to_owned(), "nosniff".to_owned())],
+            http2: true,
+            h2c: false,
             drain_timeout: PATIENCE,
         },
         upstreams: upstreams.into_iter().collect(),
