@@ -108,7 +108,7 @@ impl Server {
             }
             Err(error) => tracing::warn!(%error, "starting with the directory in trouble"),
         }
-        let auth = Auth::new(config.auth.as_ref())?;
+        let auth = Auth::new(config.auth.as_ref(), config.http.tls.is_some())?;
         let shim = Shim::new(content, auth, &config.upstreams)?;
         let registry = Arc::new(Registry { shim, headers });
         Ok(Self { registry, tls, drain_timeout: config.http.drain_timeout })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{
-    Method, Request, StatusCode,
+    HeaderMap, Method, Request, StatusCode,
     header::{self, HeaderValue},
     http::uri::Authority,
 };
@@ -13,7 +13,7 @@ use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
-    auth::{Auth, Need},
+    auth::{Auth, Grant, Need},
     blob,
     body::Body,
     content::Content,
@@ -43,7 +43,8 @@ pub struct Shim {
     registries: Registries,
 }
 
-/// One upstream, and what is asked of it now.
+/// One upstream, and what is asked of it now. Clones share it, but for whom the upstream is asked as.
+#[derive(Clone)]
 pub struct PullThrough {
     /// The upstream.
     pub upstream: Arc<Upstream>,
@@ -54,7 +55,7 @@ pub struct PullThrough {
     /// Tags being revalidated.
     pub tags: Arc<Flights<(Repository, Tag), Result<ManifestHead, Error>>>,
     /// Tags whose manifest is not cached yet.
-    pub sightings: Sightings,
+    pub sightings: Arc<Sightings>,
 }
 
 impl Shim {
@@ -69,23 +70,17 @@ impl Shim {
     ) -> Result<Self, UpstreamMistake> {
         let mut registries = Registries::default();
         for config in upstreams {
-            let upstream = Arc::new(Upstream::new(config)?);
             let through = PullThrough {
-                pulls: Pulls::new(content.clone(), Arc::clone(&upstream)),
-                upstream,
+                upstream: Arc::new(Upstream::new(config)?),
+                pulls: Pulls::new(content.clone()),
                 manifests: Flights::new(),
                 tags: Flights::new(),
-                sightings: Sightings::default(),
+                sightings: Arc::default(),
             };
             let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
             registries.add(through, &names, config.is_default);
         }
         Ok(Self { manifests: Kept::new(content.clone()), content, auth, registries })
-    }
-
-    /// Where the misses of a repository are pulled from.
-    pub fn through(&self, repository: &Repository) -> Option<&Arc<PullThrough>> {
-        self.registries.of(repository)
     }
 
     /// Answers a request.
@@ -102,17 +97,20 @@ impl Shim {
         }
         let query = uri.query().unwrap_or_default();
         let route = self.resolve(Route::parse(uri.path())?, request)?;
-        self.auth.check(request.headers(), &need(&route)).await?;
+        let through = self.let_in(request.headers(), &route).await?;
         let conditions = Conditions::of(method, request.headers());
         match route {
             Route::Health => Ok(text("text/plain", "ok".into())),
             Route::Ready => Ok(self.ready().await),
+            Route::Token => self.auth.token(request.headers(), &self.registries).await,
             Route::Base => Ok(text("application/json", "{}".into())),
             Route::Manifest(repository, reference) => {
-                manifest::answer(self, repository, reference, &conditions).await
+                let through = through.as_ref();
+                manifest::answer(&self.manifests, through, repository, reference, &conditions).await
             }
             Route::Blob(repository, digest) => {
-                blob::answer(self, &repository, &digest, &conditions).await
+                let through = through.as_deref();
+                blob::answer(&self.content, through, &repository, &digest, &conditions).await
             }
             Route::Tags(repository) => tags::answer(&self.content, &repository, query).await,
         }
@@ -149,6 +147,27 @@ impl Shim {
         }
     }
 
+    /// Lets a client in who may have what it asks for. Gives where the misses of the repository are
+    /// pulled from, with what proved that it may.
+    async fn let_in(
+        &self,
+        headers: &HeaderMap,
+        route: &Route,
+    ) -> Result<Option<Arc<PullThrough>>, Error> {
+        let need = need(route);
+        let through = match &need {
+            Need::Pull { repository, .. } => self.registries.of(repository),
+            Need::Nothing | Need::Login | Need::Catalog => None,
+        };
+        let grant = self.auth.check(headers, &need, through).await?;
+        Ok(match (grant, through) {
+            (Grant::Client(upstream), Some(through)) => {
+                Some(Arc::new(PullThrough { upstream, ..PullThrough::clone(through) }))
+            }
+            (_, through) => through.cloned(),
+        })
+    }
+
     /// The same request, with the repository's name as the directory has it.
     fn resolve<B>(&self, route: Route, request: &Request<B>) -> Result<Route, Error> {
         let uri = request.uri();
@@ -159,7 +178,7 @@ impl Shim {
         let chooser = Chooser { namespace: namespace.as_deref(), host };
         let resolve = |name| self.registries.resolve(&name, chooser);
         Ok(match route {
-            Route::Health | Route::Ready | Route::Base => route,
+            Route::Health | Route::Ready | Route::Base | Route::Token => route,
             Route::Manifest(name, reference) => Route::Manifest(resolve(name)?, reference),
             Route::Blob(name, digest) => Route::Blob(resolve(name)?, digest),
             Route::Tags(name) => Route::Tags(resolve(name)?),
@@ -169,12 +188,16 @@ impl Shim {
 
 /// What a client must be allowed for a route: every one is here, so that none is forgotten.
 fn need(route: &Route) -> Need {
+    let pull =
+        |repository: &Repository, probe| Need::Pull { repository: repository.clone(), probe };
     match route {
-        Route::Health | Route::Ready => Need::Nothing,
+        Route::Health | Route::Ready | Route::Token => Need::Nothing,
         Route::Base => Need::Login,
-        Route::Manifest(repository, _) | Route::Blob(repository, _) | Route::Tags(repository) => {
-            Need::Pull(repository.clone())
+        Route::Manifest(repository, reference) => {
+            pull(repository, format!("manifests/{reference}"))
         }
+        Route::Blob(repository, digest) => pull(repository, format!("blobs/{digest}")),
+        Route::Tags(repository) => pull(repository, "tags/list?n=1".to_owned()),
     }
 }
 

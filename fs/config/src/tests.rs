@@ -299,6 +299,7 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
              middleware: {registry: [{name: downstream, options: {upstreams: [a]}}]}",
             "middleware: the default upstream is given more than once",
         ),
+        ("auth: {upstream: {}}", "auth.upstream: there is no upstream to ask"),
         ("notifications: {endpoints: [{name: a}]}", "notifications.endpoints: no events"),
         ("reporting: {bugsnag: {apikey: a}}", "reporting: no errors are sent"),
         ("compatibility: {schema1: {enabled: true}}", "manifests of schema 1 are not served"),
