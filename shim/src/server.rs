@@ -99,7 +99,7 @@ impl Server {
             }
             Err(error) => tracing::warn!(%error, "starting with the directory in trouble"),
         }
-        let auth = Auth::new(config.auth.as_ref())?;
+        let auth = Auth::new(config.auth.as_ref(), config.http.tls.is_some())?;
         let shim = Shim::new(content, auth, config)?;
         let registry = Arc::new(Registry { shim, headers });
         let Http { h2c, drain_timeout, .. } = config.http;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{
-    Method, Request, StatusCode,
+    HeaderMap, Method, Request, StatusCode,
     header::{self, HeaderValue},
     http::uri::Authority,
 };
@@ -13,7 +13,7 @@ use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
-    auth::{Auth, Need},
+    auth::{Auth, Grant, Need},
     blob,
     body::Body,
     catalog,
@@ -47,7 +47,8 @@ pub struct Shim {
     catalog_max_entries: usize,
 }
 
-/// One upstream, and what is asked of it now.
+/// One upstream, and what is asked of it now. Clones share it, but for whom the upstream is asked as.
+#[derive(Clone)]
 pub struct PullThrough {
     /// The upstream.
     pub upstream: Arc<Upstream>,
@@ -58,11 +59,11 @@ pub struct PullThrough {
     /// Tags being revalidated.
     pub tags: Arc<Flights<(Repository, Tag), Result<ManifestHead, Error>>>,
     /// Tags whose manifest is not cached yet.
-    pub sightings: Sightings,
+    pub sightings: Arc<Sightings>,
     /// Lists of referrers on their way.
     pub referrers: Arc<ReferrersFlights>,
     /// Lists of tags that clients read in pages.
-    pub tag_lists: TagLists,
+    pub tag_lists: Arc<TagLists>,
 }
 
 impl Shim {
@@ -73,15 +74,14 @@ impl Shim {
     pub fn new(content: Content, auth: Auth, config: &Config) -> Result<Self, UpstreamMistake> {
         let mut registries = Registries::default();
         for config in &config.upstreams {
-            let upstream = Arc::new(Upstream::new(config)?);
             let through = PullThrough {
-                pulls: Pulls::new(content.clone(), Arc::clone(&upstream)),
-                upstream,
+                upstream: Arc::new(Upstream::new(config)?),
+                pulls: Pulls::new(content.clone()),
                 manifests: Flights::new(),
                 tags: Flights::new(),
-                sightings: Sightings::default(),
+                sightings: Arc::default(),
                 referrers: Flights::new(),
-                tag_lists: TagLists::default(),
+                tag_lists: Arc::default(),
             };
             let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
             registries.add(through, &names, config.is_default);
@@ -93,11 +93,6 @@ impl Shim {
             registries,
             catalog_max_entries: config.catalog_max_entries,
         })
-    }
-
-    /// Where the misses of a repository are pulled from.
-    pub fn through(&self, repository: &Repository) -> Option<&Arc<PullThrough>> {
-        self.registries.of(repository)
     }
 
     /// Answers a request.
@@ -114,23 +109,29 @@ impl Shim {
         }
         let query = uri.query().unwrap_or_default();
         let route = self.resolve(Route::parse(uri.path())?, request)?;
-        self.auth.check(request.headers(), &need(&route)).await?;
+        let through = self.let_in(request.headers(), &route).await?;
         let conditions = Conditions::of(method, request.headers());
         match route {
             Route::Health => Ok(text("text/plain", "ok".into())),
             Route::Ready => Ok(self.ready().await),
+            Route::Token => self.auth.token(request.headers(), &self.registries).await,
             Route::Base => Ok(text("application/json", "{}".into())),
             Route::Catalog => catalog::answer(&self.content, query, self.catalog_max_entries).await,
             Route::Manifest(repository, reference) => {
-                manifest::answer(self, repository, reference, &conditions).await
+                let through = through.as_ref();
+                manifest::answer(&self.manifests, through, repository, reference, &conditions).await
             }
             Route::Blob(repository, digest) => {
-                blob::answer(self, &repository, &digest, &conditions).await
+                let through = through.as_deref();
+                blob::answer(&self.content, through, &repository, &digest, &conditions).await
             }
             Route::Referrers(repository, subject) => {
-                referrers::answer(self, &repository, &subject, query).await
+                let through = through.as_ref();
+                referrers::answer(&self.manifests, through, &repository, &subject, query).await
             }
-            Route::Tags(repository) => tags::answer(self, &repository, query).await,
+            Route::Tags(repository) => {
+                tags::answer(&self.content, through.as_ref(), &repository, query).await
+            }
         }
     }
 
@@ -165,6 +166,27 @@ impl Shim {
         }
     }
 
+    /// Lets a client in who may have what it asks for. Gives where the misses of the repository are
+    /// pulled from, with what proved that it may.
+    async fn let_in(
+        &self,
+        headers: &HeaderMap,
+        route: &Route,
+    ) -> Result<Option<Arc<PullThrough>>, Error> {
+        let need = need(route);
+        let through = match &need {
+            Need::Pull { repository, .. } => self.registries.of(repository),
+            Need::Nothing | Need::Login | Need::Catalog => None,
+        };
+        let grant = self.auth.check(headers, &need, through).await?;
+        Ok(match (grant, through) {
+            (Grant::Client(upstream), Some(through)) => {
+                Some(Arc::new(PullThrough { upstream, ..PullThrough::clone(through) }))
+            }
+            (_, through) => through.cloned(),
+        })
+    }
+
     /// The same request, with the repository's name as the directory has it.
     fn resolve<B>(&self, route: Route, request: &Request<B>) -> Result<Route, Error> {
         let uri = request.uri();
@@ -175,7 +197,7 @@ impl Shim {
         let chooser = Chooser { namespace: namespace.as_deref(), host };
         let resolve = |name| self.registries.resolve(&name, chooser);
         Ok(match route {
-            Route::Health | Route::Ready | Route::Base | Route::Catalog => route,
+            Route::Health | Route::Ready | Route::Base | Route::Token | Route::Catalog => route,
             Route::Manifest(name, reference) => Route::Manifest(resolve(name)?, reference),
             Route::Blob(name, digest) => Route::Blob(resolve(name)?, digest),
             Route::Referrers(name, subject) => Route::Referrers(resolve(name)?, subject),
@@ -186,14 +208,19 @@ impl Shim {
 
 /// What a client must be allowed for a route: every one is here, so that none is forgotten.
 fn need(route: &Route) -> Need {
+    let pull =
+        |repository: &Repository, probe| Need::Pull { repository: repository.clone(), probe };
     match route {
-        Route::Health | Route::Ready => Need::Nothing,
+        Route::Health | Route::Ready | Route::Token => Need::Nothing,
         Route::Base => Need::Login,
         Route::Catalog => Need::Catalog,
-        Route::Manifest(repository, _)
-        | Route::Blob(repository, _)
-        | Route::Referrers(repository, _)
-        | Route::Tags(repository) => Need::Pull(repository.clone()),
+        Route::Manifest(repository, reference) => {
+            pull(repository, format!("manifests/{reference}"))
+        }
+        Route::Blob(repository, digest) => pull(repository, format!("blobs/{digest}")),
+        // A registry without lists of referrers still has what they refer to.
+        Route::Referrers(repository, subject) => pull(repository, format!("manifests/{subject}")),
+        Route::Tags(repository) => pull(repository, "tags/list?n=1".to_owned()),
     }
 }
 

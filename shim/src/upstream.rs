@@ -6,6 +6,7 @@ mod download;
 mod endpoint;
 mod error;
 mod lists;
+mod permission;
 mod token;
 
 use std::{
@@ -35,6 +36,7 @@ use self::{
     token::{Authorization, Tokens},
 };
 pub use self::{
+    credentials::Login,
     download::Download,
     error::{UpstreamError, UpstreamMistake},
 };
@@ -68,6 +70,12 @@ const DOCKER_HUB_NAMESPACE: &str = "library";
 
 /// An upstream registry, under one URL or several that serve the same content.
 pub struct Upstream {
+    place: Arc<Place>,
+    tokens: Tokens,
+}
+
+/// Where an upstream is, and what it is called.
+struct Place {
     client: Client,
     endpoints: Vec<Arc<Endpoint>>,
     /// What the names of its repositories begin with in the directory: `quay.io/`, or nothing.
@@ -77,7 +85,8 @@ pub struct Upstream {
     is_docker_hub: bool,
     /// Counts requests, so that they go to the URLs in turn.
     turn: AtomicUsize,
-    tokens: Tokens,
+    /// Token servers outside of its domain that may see credentials.
+    realms: Vec<String>,
 }
 
 /// What a `HEAD` says of a manifest.
@@ -94,8 +103,9 @@ pub struct ManifestHead {
 /// A request, the same to each URL.
 struct Ask<'a> {
     method: Method,
-    repository: &'a Repository,
-    /// What follows `/v2/<name>/`.
+    /// Without one, it is `/v2/` that is asked for.
+    repository: Option<&'a Repository>,
+    /// What follows `/v2/<name>/`, with a query or without.
     path: String,
     query: Option<String>,
     accept: HeaderValue,
@@ -137,7 +147,8 @@ impl Upstream {
             .build()
             .map_err(|error| mistake("client", &Reason(error)))?;
         let key = config.key.as_deref();
-        Ok(Self {
+        let credentials = config.credentials.clone().map(Credentials::new);
+        let place = Place {
             client,
             prefix: key
                 .filter(|_| !config.is_default)
@@ -147,22 +158,26 @@ impl Upstream {
                 || urls.iter().any(|url| url.host_str() == Some(DOCKER_HUB_HOST)),
             endpoints: urls.into_iter().map(|url| Arc::new(Endpoint::new(url))).collect(),
             turn: AtomicUsize::new(0),
-            tokens: Tokens::new(
-                config.credentials.clone().map(Credentials::new),
-                config.realms.clone(),
-            ),
-        })
+            realms: config.realms.clone(),
+        };
+        Ok(Self { tokens: Tokens::new(credentials, place.realms.clone()), place: Arc::new(place) })
+    }
+
+    /// The same upstream, as a client of this cache may ask it.
+    pub fn on_behalf_of(&self, client: Option<Login>) -> Self {
+        let tokens = Tokens::new(client.map(Credentials::of), self.place.realms.clone());
+        Self { place: Arc::clone(&self.place), tokens }
     }
 
     /// Whether it is reached at `host`, with or without its port.
     pub fn is_at(&self, host: &str) -> bool {
-        let mut urls = self.endpoints.iter().map(|endpoint| &endpoint.url);
+        let mut urls = self.place.endpoints.iter().map(|endpoint| &endpoint.url);
         urls.any(|url| url.authority() == host || url.host_str() == Some(host))
     }
 
     /// Whether the name of a repository in the directory says that it is this upstream's.
     pub fn has_key_of(&self, repository: &Repository) -> bool {
-        !self.prefix.is_empty() && repository.as_str().starts_with(&self.prefix)
+        !self.place.prefix.is_empty() && repository.as_str().starts_with(&self.place.prefix)
     }
 
     /// The name in the directory of a repository that is called so here.
@@ -173,14 +188,14 @@ impl Upstream {
     /// # Errors
     /// With the key in front, the name is too long for one.
     pub fn local_name(&self, name: &str) -> Result<Repository, Error> {
-        let namespace = self.is_docker_hub && !name.contains('/');
+        let namespace = self.place.is_docker_hub && !name.contains('/');
         let namespace = if namespace { format!("{DOCKER_HUB_NAMESPACE}/") } else { String::new() };
-        Ok(format!("{}{namespace}{name}", self.prefix).parse()?)
+        Ok(format!("{}{namespace}{name}", self.place.prefix).parse()?)
     }
 
     /// What the upstream calls a repository of the directory.
     fn remote_name<'a>(&self, repository: &'a Repository) -> &'a str {
-        repository.as_str().strip_prefix(&self.prefix).unwrap_or(repository.as_str())
+        repository.as_str().strip_prefix(&self.place.prefix).unwrap_or(repository.as_str())
     }
 
     /// What the upstream says of a manifest, without fetching it.
@@ -194,7 +209,7 @@ impl Upstream {
     ) -> Result<ManifestHead, UpstreamError> {
         let ask = Ask {
             method: Method::HEAD,
-            repository,
+            repository: Some(repository),
             path: format!("manifests/{reference}"),
             query: None,
             accept: MANIFEST_TYPES,
@@ -221,7 +236,7 @@ impl Upstream {
     ) -> Result<(Option<Digest>, Bytes), UpstreamError> {
         let ask = Ask {
             method: Method::GET,
-            repository,
+            repository: Some(repository),
             path: format!("manifests/{reference}"),
             query: None,
             accept: MANIFEST_TYPES,
@@ -246,7 +261,7 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         let ask = Ask {
             method: Method::HEAD,
-            repository,
+            repository: Some(repository),
             path: format!("blobs/{digest}"),
             query: None,
             accept: ANY_TYPE,
@@ -269,7 +284,7 @@ impl Upstream {
     ) -> Result<Download, UpstreamError> {
         let ask = Ask {
             method: Method::GET,
-            repository,
+            repository: Some(repository),
             path: format!("blobs/{digest}"),
             query: None,
             accept: ANY_TYPE,
@@ -313,8 +328,8 @@ impl Upstream {
 
     /// Every URL: the next one first, and those that failed lately last.
     fn in_turn(&self) -> Vec<&Arc<Endpoint>> {
-        let mut endpoints: Vec<_> = self.endpoints.iter().collect();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len();
+        let mut endpoints: Vec<_> = self.place.endpoints.iter().collect();
+        let turn = self.place.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len();
         endpoints.rotate_left(turn);
         endpoints.sort_by_key(|endpoint| endpoint.is_broken());
         endpoints
@@ -322,7 +337,7 @@ impl Upstream {
 
     /// Sends a request, a second time when the answer is a challenge that can be met.
     async fn send_to(&self, url: &Url, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        let repository = self.remote_name(ask.repository);
+        let repository = ask.repository.map_or("", |repository| self.remote_name(repository));
         let authorization = self.tokens.known(url, repository);
         let response = self.send_once(url, ask, authorization.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
@@ -333,8 +348,10 @@ impl Upstream {
             .filter_map(|header| header.to_str().ok())
             .flat_map(challenge::parse)
             .collect();
-        let authorization =
-            self.tokens.meet(&self.client, &challenges, url, repository, authorization).await?;
+        let authorization = self
+            .tokens
+            .meet(&self.place.client, &challenges, url, repository, authorization)
+            .await?;
         accept(self.send_once(url, ask, Some(authorization)).await?)
     }
 
@@ -345,13 +362,16 @@ impl Upstream {
         authorization: Option<Authorization>,
     ) -> Result<Response, UpstreamError> {
         let mut url = url.clone();
-        url.set_path(&format!("/v2/{}/{}", self.remote_name(ask.repository), ask.path));
+        match ask.repository.map(|repository| self.remote_name(repository)) {
+            Some(name) => url.set_path(&format!("/v2/{name}/{}", ask.path)),
+            None => url.set_path("/v2/"),
+        }
         url.set_query(ask.query.as_deref());
-        if let Some(namespace) = &self.namespace {
+        if let Some(namespace) = &self.place.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
         let mut request =
-            self.client.request(ask.method.clone(), url).header(header::ACCEPT, &ask.accept);
+            self.place.client.request(ask.method.clone(), url).header(header::ACCEPT, &ask.accept);
         if let Some(range) = &ask.range {
             request = request.header(header::RANGE, range);
         }

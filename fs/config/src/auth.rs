@@ -1,11 +1,15 @@
 //! `auth:`: who may see what.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use crate::{
+    Secret,
     section::Section,
-    value::{boolean, expected, path, string},
+    value::{boolean, duration, expected, path, secret, string},
 };
+
+/// How long an upstream's word on who may see what holds when the operator does not say.
+const DEFAULT_TTL: Duration = Duration::from_secs(300);
 
 /// How clients are told apart.
 #[derive(Clone, Debug)]
@@ -14,6 +18,8 @@ pub enum Auth {
     Htpasswd(Htpasswd),
     /// `auth.token`
     Token(TokenAuth),
+    /// `auth.upstream`
+    Upstream(UpstreamAuth),
 }
 
 /// `auth.htpasswd`: users of a file, each of whom may see everything.
@@ -60,6 +66,30 @@ pub enum SigningAlgorithm {
     EdDSA,
 }
 
+/// `auth.upstream`, Larder's own: each client sees what the upstream lets it see.
+#[derive(Clone, Debug)]
+pub struct UpstreamAuth {
+    /// `ttl`: how long the upstream's word on a client and a repository holds; 5 min when absent.
+    pub ttl: Duration,
+    /// `outage`: what is shown when the upstream cannot be asked; nothing when absent.
+    pub outage: Outage,
+    /// `secret`: what tokens for clients are encrypted with, the same on all nodes behind a balancer.
+    pub secret: Option<Secret>,
+    /// `realm`: the URL at which clients get tokens, when it is not `/token` on the host they ask.
+    pub realm: Option<String>,
+}
+
+/// What clients see while an upstream cannot say who may see what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outage {
+    /// Nothing.
+    Deny,
+    /// What they were last allowed to see, for so much longer.
+    Grace(Duration),
+    /// What everybody was last allowed to see.
+    PublicOnly,
+}
+
 impl SigningAlgorithm {
     /// All of them.
     pub const ALL: [Self; 9] = [
@@ -80,13 +110,15 @@ impl Auth {
     pub(crate) fn read(root: &mut Section<'_>) -> Option<Self> {
         root.section("auth", |auth| {
             auth.refuse("silly", "it lets everyone in who sends any Authorization; remove it");
-            let kinds = ["htpasswd", "token"];
+            let kinds = ["htpasswd", "token", "upstream"];
             if kinds.iter().filter(|kind| auth.has(kind)).count() > 1 {
                 auth.mistake_of_all("clients are told apart in more than one way; keep one");
             }
             let htpasswd = auth.section("htpasswd", Htpasswd::read).map(Self::Htpasswd);
             let token = auth.section("token", TokenAuth::read).map(Self::Token);
-            htpasswd.or(token)
+            let is_upstream = auth.names("upstream");
+            let upstream = auth.section("upstream", UpstreamAuth::read);
+            htpasswd.or(token).or(is_upstream.then_some(Self::Upstream(upstream)))
         })
     }
 }
@@ -136,6 +168,37 @@ impl TokenAuth {
     }
 }
 
+impl UpstreamAuth {
+    fn read(upstream: &mut Section<'_>) -> Self {
+        Self {
+            ttl: upstream.value("ttl", duration).unwrap_or(DEFAULT_TTL),
+            outage: upstream.named_section("outage", Outage::read),
+            secret: upstream.value("secret", secret),
+            realm: upstream.value("realm", header_text),
+        }
+    }
+}
+
+impl Outage {
+    fn read(outage: &mut Section<'_>) -> Self {
+        let is_denied = outage.names("deny");
+        let is_public = outage.names("public-only");
+        if outage.names("grace") {
+            outage.require("grace");
+        }
+        let grace = outage.value("grace", duration);
+        let count = usize::from(is_denied) + usize::from(is_public) + usize::from(grace.is_some());
+        if count > 1 {
+            outage.mistake_of_all("expected one of deny, public-only and {grace: 10m}");
+        }
+        match grace {
+            Some(grace) => Self::Grace(grace),
+            None if is_public => Self::PublicOnly,
+            None => Self::Deny,
+        }
+    }
+}
+
 fn algorithm(text: &str) -> Result<SigningAlgorithm, String> {
     if text.starts_with("HS") {
         return Err(format!(
@@ -165,7 +228,10 @@ mod tests {
     use crate::{Config, Mistakes};
 
     fn parse(auth: &str) -> Result<Config, Mistakes> {
-        let text = format!("version: 0.1\nstorage: {{filesystem: {{}}}}\nauth: {{{auth}}}\n");
+        let text = format!(
+            "version: 0.1\nstorage: {{filesystem: {{}}}}\nproxy: {{remoteurl: 'https://a'}}\n\
+             auth: {{{auth}}}\n"
+        );
         Config::parse(Path::new("config.yml"), &text, [])
     }
 
@@ -179,6 +245,20 @@ mod tests {
         assert_eq!(token.key_set.as_deref(), Some(Path::new("/k")));
         assert_eq!(token.algorithms, [SigningAlgorithm::RS256, SigningAlgorithm::EdDSA]);
         assert_eq!(token.redirect_path.as_deref(), Some("/auth/token"));
+    }
+
+    #[test]
+    fn the_policy_for_an_outage_is_declared() {
+        for (text, ttl_s, outage) in [
+            ("upstream: {}", 300, Outage::Deny),
+            ("upstream: {ttl: 1m, outage: deny}", 60, Outage::Deny),
+            ("upstream: {outage: public-only}", 300, Outage::PublicOnly),
+            ("upstream: {outage: {grace: 10m}}", 300, Outage::Grace(Duration::from_secs(600))),
+        ] {
+            let config = parse(text).unwrap();
+            let Some(Auth::Upstream(auth)) = config.auth else { panic!("{text}") };
+            assert_eq!((auth.ttl.as_secs(), auth.outage), (ttl_s, outage), "{text}");
+        }
     }
 
     #[test]
@@ -203,6 +283,9 @@ mod tests {
                 "token: {realm: r, service: s, issuer: i, jwks: j, signingalgorithms: [none]}",
                 "expected RS256",
             ),
+            ("upstream: {outage: grace}", "auth.upstream.outage.grace: is missing"),
+            ("upstream: {outage: allow}", "auth.upstream.outage.allow: unknown key"),
+            ("upstream: {outage: {deny: , grace: 1m}}", "expected one of deny"),
         ] {
             let found = parse(auth).unwrap_err().to_string();
             assert!(found.contains(mistake), "{auth}\n{found}");

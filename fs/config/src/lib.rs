@@ -26,7 +26,7 @@ use document::Origin;
 use findings::Findings;
 use section::Section;
 
-pub use auth::{Auth, Htpasswd, SigningAlgorithm, TokenAuth};
+pub use auth::{Auth, Htpasswd, Outage, SigningAlgorithm, TokenAuth, UpstreamAuth};
 pub use cache::{Cache, CacheSize, Fill};
 pub use findings::Mistakes;
 pub use http::{ClientAuth, Http, Tls, TlsVersion};
@@ -122,6 +122,12 @@ impl Config {
         let storage = Storage::read(root);
         let (log, cache, http) = (Log::read(root), Cache::read(root), Http::read(root));
         let (upstreams, auth) = (Upstream::read(root), Auth::read(root));
+        if matches!(auth, Some(Auth::Upstream(_))) && upstreams.is_empty() {
+            root.mistake(
+                "auth.upstream",
+                "there is no upstream to ask; name one in proxy or upstreams",
+            );
+        }
         let catalog_max_entries = root.section("catalog", |catalog| {
             catalog.value("maxentries", catalog_entries).unwrap_or(CATALOG_MAX_ENTRIES)
         });

@@ -2,21 +2,17 @@
 
 mod keys;
 
-use hyper::{
-    HeaderMap,
-    header::{self, HeaderName},
-};
+use hyper::{HeaderMap, header};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use larder_config::{self as config, SigningAlgorithm};
 use serde::Deserialize;
 
 use self::keys::Keys;
-use super::{AuthMistake, Need, challenge, quoted, watched::Watched};
+use super::{AuthMistake, Need, challenge, quoted, redirected, watched::Watched};
 use crate::error::Error;
 
 /// How far the clock of the token server may be off, as in Distribution.
 const LEEWAY_S: u64 = 60;
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// What tokens have to be like.
 pub struct Token {
@@ -27,13 +23,24 @@ pub struct Token {
 
 /// Why a token does not do.
 #[derive(Clone, Copy)]
-enum Refusal {
+pub enum Refusal {
     /// There is none.
     Missing,
     /// It is none, or none of the token server's, or not for this service, or too old.
     Invalid,
     /// It is good for something else.
     Insufficient,
+}
+
+impl Refusal {
+    /// What is added to a challenge (RFC 6750, section 3).
+    pub fn parameter(self) -> &'static str {
+        match self {
+            Self::Missing => "",
+            Self::Invalid => ",error=\"invalid_token\"",
+            Self::Insufficient => ",error=\"insufficient_scope\"",
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -87,7 +94,7 @@ impl Token {
                 let challenge = |refusal| self.challenge(headers, None, refusal);
                 return claims.map(drop).map_err(challenge);
             }
-            Need::Pull(repository) => ("repository", repository.as_str(), "pull"),
+            Need::Pull { repository, .. } => ("repository", repository.as_str(), "pull"),
             Need::Catalog => ("registry", "catalog", "*"),
         };
         let allows = |claims: Claims| {
@@ -129,7 +136,7 @@ impl Token {
     fn challenge(&self, headers: &HeaderMap, scope: Option<&str>, refusal: Refusal) -> Error {
         let config = &self.config;
         let realm = match &config.redirect_path {
-            Some(path) => redirected(headers, path),
+            Some(path) => redirected(headers, "https", path),
             None => config.realm.clone(),
         };
         let mut text =
@@ -137,20 +144,9 @@ impl Token {
         if let Some(scope) = scope {
             text += &format!(",scope={}", quoted(scope));
         }
-        text += match refusal {
-            Refusal::Missing => "",
-            Refusal::Invalid => ",error=\"invalid_token\"",
-            Refusal::Insufficient => ",error=\"insufficient_scope\"",
-        };
+        text += refusal.parameter();
         challenge(&text)
     }
-}
-
-/// A path of the host that the client asks: https, unless a proxy in front says otherwise.
-fn redirected(headers: &HeaderMap, path: &str) -> String {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let scheme = text(FORWARDED_PROTO).unwrap_or("https");
-    format!("{scheme}://{}{path}", text(header::HOST).unwrap_or_default())
 }
 
 fn algorithm(name: SigningAlgorithm) -> Algorithm {

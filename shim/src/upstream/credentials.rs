@@ -35,8 +35,15 @@ pub(super) struct Current {
 
 /// What there is to show.
 #[derive(Clone)]
-pub(super) enum Login {
-    Password { username: String, password: Secret },
+pub enum Login {
+    /// A user's.
+    Password {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A token for the registry itself.
     Token(Secret),
 }
 
@@ -51,6 +58,16 @@ struct Answer {
 impl Credentials {
     pub(super) fn new(config: config::Credentials) -> Self {
         Self { config, helped: Mutex::new(None) }
+    }
+
+    /// Those of a client of this cache.
+    pub(super) fn of(client: Login) -> Self {
+        Self::new(match client {
+            Login::Password { username, password } => {
+                config::Credentials::Password { username, password: SecretSource::Value(password) }
+            }
+            Login::Token(token) => config::Credentials::Token(SecretSource::Value(token)),
+        })
     }
 
     /// The credentials for the upstream at `host`.

@@ -86,7 +86,7 @@ impl Upstream {
     ) -> Result<Vec<Page>, UpstreamError> {
         let mut ask = Ask {
             method: Method::GET,
-            repository,
+            repository: Some(repository),
             path: path.to_owned(),
             query: None,
             accept: HeaderValue::from_static(accept),

@@ -39,7 +39,7 @@ pub(super) struct Tokens {
     credentials: Option<Credentials>,
     /// Token servers that may see them, besides those of the upstream's domain.
     realms: Vec<String>,
-    /// By what the upstream is reached at, and its name for the repository.
+    /// By what the upstream is reached at, and its name for the repository, which is empty for none.
     known: Mutex<HashMap<(String, String), Known>>,
 }
 
@@ -156,8 +156,10 @@ impl Tokens {
         if let Some(service) = challenge.parameter("service") {
             realm.query_pairs_mut().append_pair("service", service);
         }
-        let scope = format!("repository:{repository}:pull");
-        realm.query_pairs_mut().append_pair("scope", &scope);
+        if !repository.is_empty() {
+            let scope = format!("repository:{repository}:pull");
+            realm.query_pairs_mut().append_pair("scope", &scope);
+        }
         let mut request = client.get(realm.clone());
         if let Some(login) = login {
             if !self.realms.contains(&realm.origin().ascii_serialization()) {

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod accounts;
 mod blobs;
+mod by_upstream;
 mod credentials;
 mod http2;
 mod lists;

@@ -31,6 +31,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::accounts::Accounts;
+
 /// How long anything may take before its test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const CHUNK_BYTES: usize = 64 << 10;
@@ -70,6 +72,8 @@ pub struct Script {
     pub redirect: Option<String>,
     /// What a token server here answers.
     pub token: Option<String>,
+    /// Who may read what.
+    pub accounts: Option<Accounts>,
     /// Where a token server here sends those who ask.
     pub token_redirect: Option<String>,
 }
@@ -155,6 +159,9 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
     let mut script = upstream.script.lock().unwrap();
     if let Some(status) = script.failure {
         return status.into_response();
+    }
+    if let Some(response) = script.accounts.as_ref().and_then(|accounts| accounts.answer(&seen)) {
+        return response;
     }
     if seen.path == "/token" {
         if let Some(location) = &script.token_redirect {

@@ -151,6 +151,8 @@ async fn a_client_is_told_which_token_it_needs() {
     }
 }
 
+/// "7. A client sees only what `auth:` says that it may, and cannot tell the rest from what does not
+/// exist."
 #[tokio::test]
 async fn only_the_token_servers_own_fresh_tokens_are_taken() {
     let (key, other) = (ec_key(), ec_key());

@@ -39,7 +39,8 @@ async fn status(shim: &Shim, path: &str, authorization: &str) -> StatusCode {
     shim.ask(Method::GET, path, &[("authorization", authorization)]).await.status()
 }
 
-/// "7. A client sees private content only after … said that this client may."
+/// "7. A client sees only what `auth:` says that it may, and cannot tell the rest from what does not
+/// exist."
 #[tokio::test]
 async fn whoever_is_not_in_the_file_sees_nothing() {
     let upstream = Upstream::start().await;

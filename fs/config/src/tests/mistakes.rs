@@ -52,6 +52,7 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
             "middleware: the default upstream is given more than once",
         ),
         ("catalog: {maxentries: 0}", "catalog.maxentries: expected a number from 1 to 100000"),
+        ("auth: {upstream: {}}", "auth.upstream: there is no upstream to ask"),
         ("notifications: {endpoints: [{name: a}]}", "notifications.endpoints: no events"),
         ("reporting: {bugsnag: {apikey: a}}", "reporting: no errors are sent"),
         ("compatibility: {schema1: {enabled: true}}", "manifests of schema 1 are not served"),
