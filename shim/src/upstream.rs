@@ -32,7 +32,7 @@ use url::Url;
 use self::{
     credentials::Credentials,
     endpoint::Endpoint,
-    error::{Reason, late},
+    error::{Reason, late, outcome},
     token::{Authorization, Tokens},
 };
 pub use self::{
@@ -40,7 +40,7 @@ pub use self::{
     download::Download,
     error::{UpstreamError, UpstreamMistake},
 };
-use crate::error::Error;
+use crate::{error::Error, metrics};
 
 /// How long a TCP and TLS connection may take to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -301,7 +301,9 @@ impl Upstream {
         let mut failure = UpstreamError::Unavailable("no URL is configured".to_owned());
         for endpoint in self.in_turn() {
             let authority = endpoint.url.authority();
-            match self.send_to(&endpoint.url, ask).await {
+            let answer = self.send_to(&endpoint.url, ask).await;
+            metrics::asked_upstream(authority, answer.as_ref().err().map_or("ok", outcome));
+            match answer {
                 Ok(response) => return Ok((response, Arc::clone(endpoint))),
                 Err(UpstreamError::Unavailable(reason)) => {
                     endpoint.broke();

@@ -9,6 +9,7 @@ mod credentials;
 mod http2;
 mod lists;
 mod manifests;
+mod operating;
 mod ranges;
 mod referrers;
 mod requests;
