@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
-    HeaderMap, Method, Request,
+    Method, Request,
     header::{self, HeaderValue},
     http::uri::Authority,
 };
@@ -13,7 +13,7 @@ use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
-    auth::{Auth, Grant, Need},
+    auth::{Auth, Client, Grant, Need},
     blob,
     body::Body,
     catalog,
@@ -111,13 +111,16 @@ impl Shim {
             return Err(Error::Method);
         }
         let query = uri.query().unwrap_or_default();
-        let route = self.resolve(Route::parse(uri.path())?, request)?;
-        let through = self.let_in(request.headers(), &route).await?;
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        // HTTP/2 has it in the URI.
+        let host = host.or_else(|| uri.authority().map(Authority::as_str));
+        let client = Client { headers: request.headers(), host };
+        let (route, through) = self.let_in(client, Route::parse(uri.path())?, query).await?;
         let conditions = Conditions::of(method, request.headers());
         match route {
             Route::Health => Ok(text("text/plain", "ok".into())),
             Route::Ready => Ok(self.readiness.answer(&self.content, &self.registries).await),
-            Route::Token => self.auth.token(request.headers(), &self.registries).await,
+            Route::Token => self.auth.token(client, &self.registries).await,
             Route::Base => Ok(text("application/json", "{}".into())),
             Route::Catalog => catalog::answer(&self.content, query, self.catalog_max_entries).await,
             Route::Manifest(repository, reference) => {
@@ -133,7 +136,8 @@ impl Shim {
                 referrers::answer(&self.manifests, through, &repository, &subject, query).await
             }
             Route::Tags(repository) => {
-                tags::answer(&self.content, through.as_ref(), &repository, query).await
+                let through = through.as_ref();
+                tags::answer(&self.content, through, &repository, uri.path(), query).await
             }
         }
     }
@@ -155,35 +159,42 @@ impl Shim {
         }
     }
 
-    /// Lets a client in who may have what it asks for. Gives where the misses of the repository are
-    /// pulled from, with what proved that it may.
+    /// Lets a client in who may have what it asks for. Gives the same route with the repository's name
+    /// as the directory has it, and where the misses of the repository are pulled from, with what
+    /// proved that the client may.
     async fn let_in(
         &self,
-        headers: &HeaderMap,
-        route: &Route,
-    ) -> Result<Option<Arc<PullThrough>>, Error> {
-        let need = need(route);
+        client: Client<'_>,
+        route: Route,
+        query: &str,
+    ) -> Result<(Route, Option<Arc<PullThrough>>), Error> {
+        let namespace = parameter(query, "ns");
+        let chooser = Chooser { namespace: namespace.as_deref(), host: client.host };
+        let route = match self.resolve(route, chooser) {
+            Ok(route) => route,
+            Err(unknown) => {
+                // What there is not is told to those who could be told what there is.
+                self.auth.check(client, &Need::Login, None).await?;
+                return Err(unknown);
+            }
+        };
+        let need = need(&route);
         let through = match &need {
             Need::Pull { repository, .. } => self.registries.of(repository),
             Need::Nothing | Need::Login | Need::Catalog => None,
         };
-        let grant = self.auth.check(headers, &need, through).await?;
-        Ok(match (grant, through) {
+        let grant = self.auth.check(client, &need, through).await?;
+        let through = match (grant, through) {
             (Grant::Client(upstream), Some(through)) => {
                 Some(Arc::new(PullThrough { upstream, ..PullThrough::clone(through) }))
             }
             (_, through) => through.cloned(),
-        })
+        };
+        Ok((route, through))
     }
 
     /// The same request, with the repository's name as the directory has it.
-    fn resolve<B>(&self, route: Route, request: &Request<B>) -> Result<Route, Error> {
-        let uri = request.uri();
-        let namespace = parameter(uri.query().unwrap_or_default(), "ns");
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        // HTTP/2 has it in the URI.
-        let host = host.or_else(|| uri.authority().map(Authority::as_str));
-        let chooser = Chooser { namespace: namespace.as_deref(), host };
+    fn resolve(&self, route: Route, chooser: Chooser<'_>) -> Result<Route, Error> {
         let resolve = |name| self.registries.resolve(&name, chooser);
         Ok(match route {
             Route::Health | Route::Ready | Route::Base | Route::Token | Route::Catalog => route,
