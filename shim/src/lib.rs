@@ -14,6 +14,7 @@ mod connection;
 mod content;
 mod error;
 mod flights;
+pub mod fuzz;
 mod manifest;
 mod multipart;
 mod outbox;

@@ -21,6 +21,7 @@ use reqwest::{Certificate, Client, Response, redirect};
 use tokio::time::timeout;
 use url::Url;
 
+pub use self::challenge::parse as parse_challenges;
 use self::token::{Authorization, Tokens};
 
 /// How long a TCP and TLS connection may take to come about.
@@ -282,7 +283,7 @@ impl Upstream {
         let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
         let challenges: Vec<_> = challenges
             .filter_map(|header| header.to_str().ok())
-            .flat_map(challenge::parse)
+            .flat_map(parse_challenges)
             .collect();
         let authorization =
             self.tokens.meet(&self.client, &challenges, url, ask.repository).await?;

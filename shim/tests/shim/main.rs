@@ -4,7 +4,9 @@
 
 mod blobs;
 mod credentials;
+mod fuzz;
 mod http2;
+mod limits;
 mod lists;
 mod manifests;
 mod ranges;
