@@ -29,16 +29,17 @@ use reqwest::{Certificate, Client, Response, redirect};
 use tokio::time::timeout;
 use url::Url;
 
+pub use self::{
+    challenge::parse as parse_challenges,
+    credentials::Login,
+    download::Download,
+    error::{UpstreamError, UpstreamMistake},
+};
 use self::{
     credentials::Credentials,
     endpoint::Endpoint,
     error::{Reason, late, outcome},
     token::{Authorization, Tokens},
-};
-pub use self::{
-    credentials::Login,
-    download::Download,
-    error::{UpstreamError, UpstreamMistake},
 };
 use crate::{error::Error, metrics};
 
@@ -348,7 +349,7 @@ impl Upstream {
         let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
         let challenges: Vec<_> = challenges
             .filter_map(|header| header.to_str().ok())
-            .flat_map(challenge::parse)
+            .flat_map(parse_challenges)
             .collect();
         let authorization = self
             .tokens
