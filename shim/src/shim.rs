@@ -133,7 +133,8 @@ impl Shim {
                 referrers::answer(&self.manifests, through, &repository, &subject, query).await
             }
             Route::Tags(repository) => {
-                tags::answer(&self.content, through.as_ref(), &repository, query).await
+                let through = through.as_ref();
+                tags::answer(&self.content, through, &repository, uri.path(), query).await
             }
         }
     }
