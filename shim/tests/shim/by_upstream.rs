@@ -48,6 +48,7 @@ impl Scene {
         });
         let accounts = Accounts {
             address: upstream.address.clone(),
+            hides: false,
             public: vec!["public".to_owned()],
             users: users.into(),
         };
