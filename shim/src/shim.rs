@@ -20,6 +20,7 @@ use crate::{
     content::Content,
     error::Error,
     flights::Flights,
+    freshness::Freshness,
     manifest::{self, Kept, Manifest},
     pull::Pulls,
     ready::Readiness,
@@ -66,6 +67,8 @@ pub struct PullThrough {
     pub referrers: Arc<ReferrersFlights>,
     /// Lists of tags that clients read in pages.
     pub tag_lists: Arc<TagLists>,
+    /// When it need not be asked about a tag.
+    pub freshness: Arc<Freshness>,
 }
 
 impl Shim {
@@ -75,6 +78,7 @@ impl Shim {
     /// What the configuration says of the upstream cannot work.
     pub fn new(content: Content, auth: Auth, config: &Config) -> Result<Self, UpstreamMistake> {
         let mut registries = Registries::default();
+        let freshness = Arc::new(Freshness::new(&config.tags));
         for config in &config.upstreams {
             let through = PullThrough {
                 upstream: Arc::new(Upstream::new(config)?),
@@ -84,6 +88,7 @@ impl Shim {
                 sightings: Arc::default(),
                 referrers: Flights::new(),
                 tag_lists: Arc::default(),
+                freshness: Arc::clone(&freshness),
             };
             let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
             registries.add(through, &names, config.is_default);
