@@ -193,3 +193,81 @@ async fn begins_as_http2(socket: &TcpStream) -> io::Result<bool> {
     let size = socket.peek(&mut first).await?;
     Ok(first[..size] == PREFACE)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use larder_config::Config;
+    use tempfile::TempDir;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::server::Server;
+
+    const SIZE_BYTES: u64 = 64 << 20;
+    const BLOB: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+    /// A registry over a directory with a large blob, which nobody will read to its end.
+    async fn registry() -> (TempDir, Arc<Registry>) {
+        let root = TempDir::new().unwrap();
+        let layers = root.path().join("repositories/a/_layers/sha256");
+        for directory in [&layers, &root.path().join("blobs/sha256")] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        let blob = format!("blobs/sha256/{}", &BLOB[7..]);
+        fs::File::create(root.path().join(&blob)).unwrap().set_len(SIZE_BYTES).unwrap();
+        std::os::unix::fs::symlink(format!("../../../../{blob}"), layers.join(&BLOB[7..])).unwrap();
+        let config = root.path().join("config.yml");
+        fs::write(&config, "version: 0.1\nstorage: filesystem\n").unwrap();
+        let config = Config::load(&config, []).unwrap();
+        let registry = Server::new(&config, root.path()).await.unwrap().registry;
+        (root, registry)
+    }
+
+    /// Guarantee 6: nothing hangs, and every wait has a deadline.
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_neither_ask_nor_take_lose_their_connection() {
+        let (_root, registry) = registry().await;
+        let get = format!("GET /v2/a/blobs/{BLOB} HTTP/1.1\r\nhost: x\r\n\r\n");
+        let http2 = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        // Indexed `GET` and `http`, then the path as it is.
+        let path = format!("/v2/a/blobs/{BLOB}");
+        let head = format!("\x04{}{path}", char::from(u8::try_from(path.len()).unwrap()));
+        let size = char::from(u8::try_from(head.len() + 2).unwrap());
+        let mut get2 = http2.as_bytes().to_vec();
+        get2.extend([0, 0, size as u8, 1, 5, 0, 0, 0, 1, 0x82, 0x86]);
+        get2.extend(head.as_bytes());
+        for (what, h2c, request, at_most_s) in [
+            ("nothing", false, &b""[..], 60),
+            ("nothing, with h2c", true, b"", 10),
+            ("half a head", false, b"GET /v2/ HTTP/1.1\r\nhost:", 60),
+            ("no second request", false, b"GET /v2/ HTTP/1.1\r\nhost: x\r\n\r\n", 60),
+            ("a blob that is not read", false, get.as_bytes(), 200),
+            ("HTTP/2 and no request", true, http2.as_bytes(), 200),
+            ("a blob over HTTP/2 that is not read", true, &get2, 200),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (socket, address) = listener.accept().await.unwrap();
+            let (_keep, draining) = watch::channel(false);
+            let registry = Arc::clone(&registry);
+            let connection = Connection { registry, client: address, draining };
+            client.write_all(request).await.unwrap();
+            let started = Instant::now();
+            let run = connection.run(socket.into_std().unwrap(), Security::Plain { h2c });
+            timeout(Duration::from_secs(3600), run).await.expect(what);
+            let passed = started.elapsed();
+            assert!(passed <= Duration::from_secs(at_most_s + 1), "{what}: {passed:?}");
+            assert!(passed >= Duration::from_secs(9), "{what}: only {passed:?}");
+            let mut received = Vec::new();
+            let _ = client.read_to_end(&mut received).await;
+            assert!((received.len() as u64) < SIZE_BYTES, "{what}");
+            assert_eq!(received.len() > 10_000, what.starts_with("a blob"), "{what}");
+        }
+    }
+}

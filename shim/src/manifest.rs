@@ -24,6 +24,10 @@ pub use self::kept::Kept;
 /// When a tag is looked after whose manifest was not cached: clients ask for it at once, if at all.
 const FOLLOW_PAUSES_S: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
+/// How deep a manifest may be nested. The specification's are 4 deep; parsers that recurse, which
+/// some clients have, end at a few hundreds.
+const DEPTH_MAX: usize = 64;
+
 /// A manifest, byte for byte as it came.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -263,6 +267,12 @@ async fn ask(
     };
     if let Err(mismatch) = check(&digest, &content) {
         return Err(Error::Upstream(format!("it sent {mismatch}")));
+    }
+    let depth = media_type::depth(&content);
+    if depth > DEPTH_MAX {
+        let reason =
+            format!("it sent a manifest that is nested {depth} deep; {DEPTH_MAX} are allowed");
+        return Err(Error::Upstream(reason));
     }
     Ok(Manifest::new(digest, content, Source::Upstream))
 }

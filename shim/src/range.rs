@@ -20,8 +20,9 @@ pub enum Selection {
 /// Reads a `Range` header for content of `size_bytes`.
 ///
 /// Other units and what cannot be read are ignored, which section 14.2 allows: an answer with
-/// everything is right for each. Ranges that overlap or touch become one, so that no byte is sent
-/// twice (section 15.3.7.2), and more than [`RANGES_MAX`] are refused (section 15.5.17).
+/// everything is right for each. A range that ends before it begins has no bytes. Ranges that
+/// overlap or touch become one, so that no byte is sent twice (section 15.3.7.2), and more than
+/// [`RANGES_MAX`] are refused (section 15.5.17).
 pub fn select(header: Option<&str>, size_bytes: u64) -> Selection {
     let Some((unit, specs)) = header.and_then(|header| header.split_once('=')) else {
         return Selection::Whole;
@@ -53,7 +54,7 @@ pub fn select(header: Option<&str>, size_bytes: u64) -> Selection {
 fn parse(spec: &str, size_bytes: u64) -> Option<Range<u64>> {
     let (first, last) = spec.split_once('-')?;
     match (number(first), number(last)) {
-        (Some(first), Some(last)) if first > last => None,
+        (Some(first), Some(last)) if first > last => Some(first..first),
         (Some(first), Some(last)) => Some(first..last.saturating_add(1).min(size_bytes)),
         (Some(first), None) if last.is_empty() => Some(first..size_bytes),
         (None, Some(suffix)) if first.is_empty() => {
@@ -113,8 +114,8 @@ mod tests {
             ("bytes=0-8,0-8,0-8", part(0..9)),
             ("bytes=0-0,4-4,8-8,3-5", parts(&[0..1, 3..6, 8..9])),
             ("bytes=4-4,0-0,1-3", part(0..5)),
-            ("bytes=5-4", Whole),
-            ("bytes=0-1,5-4", Whole),
+            ("bytes=5-4", Unsatisfiable),
+            ("bytes=0-1,5-4", part(0..2)),
             ("bytes=", Whole),
             ("bytes=,", Whole),
             ("bytes=-", Whole),

@@ -18,6 +18,7 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
 };
 use larder_config::{Config, Http};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -40,7 +41,9 @@ use crate::{
 };
 
 /// How many clients may be connected; others wait in the listener's queue.
-const CONNECTIONS_MAX: usize = 8192;
+const CONNECTIONS_MAX: u64 = 8192;
+/// What else needs descriptors: pulls, their files, and the event loops.
+const DESCRIPTORS_RESERVED: u64 = 64;
 /// The pause after `accept` failed, which it does when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -48,7 +51,7 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 
 /// The registry, ready to be served.
 pub struct Server {
-    registry: Arc<Registry>,
+    pub(crate) registry: Arc<Registry>,
     tls: Option<Reloaded>,
     h2c: bool,
     drain_timeout: Duration,
@@ -106,7 +109,8 @@ impl Server {
         Ok(Self { registry, tls, h2c, drain_timeout })
     }
 
-    /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`.
+    /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`. Whoever
+    /// asks for readiness is told first, and has some seconds to send requests elsewhere.
     pub async fn run(mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let (drain, draining) = watch::channel(false);
         let mut connections = JoinSet::new();
@@ -114,16 +118,24 @@ impl Server {
             Ok(workers) => workers,
             Err(error) => return tracing::error!(%error, "no thread can be started"),
         };
+        let connections_max = connections_max();
         let mut look = interval(LOOK_INTERVAL);
-        tokio::pin!(shutdown);
+        let shim = &self.registry.shim;
+        let ended = async {
+            shutdown.await;
+            let notice = shim.drain();
+            tracing::info!(?notice, "draining");
+            sleep(notice).await;
+        };
+        tokio::pin!(ended);
         loop {
-            let has_room = connections.len() < CONNECTIONS_MAX;
+            let has_room = connections.len() < connections_max;
             tokio::select! {
-                () = &mut shutdown => break,
+                () = &mut ended => break,
                 Some(_) = connections.join_next() => {}
                 _ = look.tick() => {
                     self.tls.iter_mut().for_each(Reloaded::refresh);
-                    self.registry.shim.refresh();
+                    shim.refresh();
                 }
                 accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
@@ -143,11 +155,11 @@ impl Server {
             }
         }
         drop(listener);
-        tracing::info!(connections = connections.len(), "draining");
+        tracing::info!(connections = connections.len(), "no longer listening");
         drain.send_replace(true);
         let drained = timeout(self.drain_timeout, async {
             while connections.join_next().await.is_some() {}
-            self.registry.shim.finished().await;
+            shim.finished().await;
         });
         if drained.await.is_err() {
             tracing::warn!("http.draintimeout is over: what still runs is cut");
@@ -177,6 +189,27 @@ impl Registry {
         }
         line.follow(response, Arc::clone(pulse))
     }
+}
+
+/// As many as there are descriptors for, once the process has all that it may have: each connection
+/// is one, and may need another for its blob. A blob that cannot be opened for the want of one
+/// would seem to be trouble with the storage.
+fn connections_max() -> usize {
+    let of_process = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| {
+        setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+        Ok(most)
+    });
+    let descriptors = of_process.unwrap_or(CONNECTIONS_MAX);
+    let connections =
+        (descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2).clamp(1, CONNECTIONS_MAX);
+    if connections < CONNECTIONS_MAX {
+        tracing::warn!(
+            descriptors,
+            connections,
+            "so many clients are served at once; for more, raise the limit of open files (ulimit -n)"
+        );
+    }
+    usize::try_from(connections).unwrap_or(usize::MAX)
 }
 
 /// A connection, to be served by whichever worker.

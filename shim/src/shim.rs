@@ -1,10 +1,10 @@
 //! The parts of the registry, and which request goes to which.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
-    HeaderMap, Method, Request, StatusCode,
+    HeaderMap, Method, Request,
     header::{self, HeaderValue},
     http::uri::Authority,
 };
@@ -22,6 +22,7 @@ use crate::{
     flights::Flights,
     manifest::{self, Kept, Manifest},
     pull::Pulls,
+    ready::Readiness,
     referrers::{self, ReferrersFlights},
     registries::{Chooser, Registries},
     routes::Route,
@@ -48,6 +49,7 @@ pub struct Shim {
     registries: Registries,
     /// How many repositories one answer lists at most.
     catalog_max_entries: usize,
+    readiness: Readiness,
 }
 
 /// One upstream, and what is asked of it now. Clones share it, but for whom the upstream is asked as.
@@ -104,6 +106,7 @@ impl Shim {
             auth,
             registries,
             catalog_max_entries: config.catalog_max_entries,
+            readiness: Readiness::default(),
         })
     }
 
@@ -128,7 +131,7 @@ impl Shim {
         let conditions = Conditions::of(method, request.headers());
         match route {
             Route::Health => Ok(text("text/plain", "ok".into())),
-            Route::Ready => Ok(self.ready().await),
+            Route::Ready => Ok(self.readiness.answer(&self.content, &self.registries).await),
             Route::Token => self.auth.token(client, &self.registries).await,
             Route::Base => Ok(text("application/json", "{}".into())),
             Route::Catalog => catalog::answer(&self.content, query, self.catalog_max_entries).await,
@@ -151,23 +154,9 @@ impl Shim {
         }
     }
 
-    /// Whether a balancer should send requests here. A directory in trouble alone is no reason not
-    /// to, as long as there is an upstream: it may be the same on every node, and then this would
-    /// turn slow answers into none.
-    async fn ready(&self) -> Response {
-        match (self.content.probe().await, self.registries.all().is_empty()) {
-            (Ok(()), _) => text("text/plain", "ready".into()),
-            (Err(error), false) => {
-                let reason = format!("ready, from the upstream alone: the directory: {error}");
-                text("text/plain", reason.into())
-            }
-            (Err(error), true) => {
-                let reason = format!("not ready: the directory: {error}");
-                let mut response = text("text/plain", reason.into());
-                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                response
-            }
-        }
+    /// Begins to send no more requests here, and tells how long it takes until they are sent elsewhere.
+    pub fn drain(&self) -> Duration {
+        self.readiness.drain()
     }
 
     /// Reads files again that have changed.
@@ -256,7 +245,8 @@ pub fn parameter(query: &str, name: &str) -> Option<String> {
     parameters.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-fn text(media_type: &'static str, content: Bytes) -> Response {
+/// A small answer.
+pub fn text(media_type: &'static str, content: Bytes) -> Response {
     let mut response = Response::new(Body::Memory(content));
     let media_type = HeaderValue::from_static(media_type);
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);

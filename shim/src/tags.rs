@@ -52,13 +52,13 @@ pub async fn answer(
 ) -> Result<Response, Error> {
     let page = Page::of(query, PAGE_MAX)?;
     let (mut tags, source) = match through {
-        None => (cached(content, repository, &page).await?, Source::Content),
+        None => (cached(content, repository, &page).await?, Source::Local),
         Some(through) => match through.tag_lists.read(through, repository, &page).await {
             Ok(tags) => (tags, Source::Upstream),
             Err(error @ (Error::Upstream(_) | Error::TooManyRequests { .. })) => {
                 let tags = cached(content, repository, &page).await.map_err(|_| error.clone())?;
                 tracing::warn!(%repository, %error, "the cached tags are listed");
-                (tags, Source::Content)
+                (tags, Source::Local)
             }
             Err(error) => return Err(error),
         },

@@ -29,18 +29,19 @@ use reqwest::{Certificate, Client, Response, redirect};
 use tokio::time::timeout;
 use url::Url;
 
-use self::{
-    credentials::Credentials,
-    endpoint::Endpoint,
-    error::{Reason, late},
-    token::{Authorization, Tokens},
-};
 pub use self::{
+    challenge::parse as parse_challenges,
     credentials::Login,
     download::Download,
     error::{UpstreamError, UpstreamMistake},
 };
-use crate::error::Error;
+use self::{
+    credentials::Credentials,
+    endpoint::Endpoint,
+    error::{Reason, late, outcome},
+    token::{Authorization, Tokens},
+};
+use crate::{error::Error, metrics};
 
 /// How long a TCP and TLS connection may take to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -315,7 +316,9 @@ impl Upstream {
         let mut failure = UpstreamError::Unavailable("no URL is configured".to_owned());
         for endpoint in self.in_turn() {
             let authority = endpoint.url.authority();
-            match self.send_to(&endpoint.url, ask).await {
+            let answer = self.send_to(&endpoint.url, ask).await;
+            metrics::asked_upstream(authority, answer.as_ref().err().map_or("ok", outcome));
+            match answer {
                 Ok(response) => return Ok((response, Arc::clone(endpoint))),
                 Err(UpstreamError::Unavailable(reason)) => {
                     endpoint.broke();
@@ -360,7 +363,7 @@ impl Upstream {
         let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
         let challenges: Vec<_> = challenges
             .filter_map(|header| header.to_str().ok())
-            .flat_map(challenge::parse)
+            .flat_map(parse_challenges)
             .collect();
         let authorization = self
             .tokens

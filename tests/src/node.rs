@@ -36,6 +36,8 @@ pub struct Access {
     pub status: u64,
     /// The size of the body that was sent.
     pub bytes: u64,
+    /// Where it came from.
+    pub source: String,
 }
 
 /// One node. Its mount, cache and address stay when its programs are restarted.
@@ -320,5 +322,6 @@ fn access(line: &Value) -> Option<Access> {
         path: text("path")?.split('?').next()?.to_owned(),
         status: line["status"].as_u64()?,
         bytes: line["bytes"].as_u64()?,
+        source: text("source")?,
     })
 }

@@ -29,7 +29,7 @@ use section::Section;
 pub use auth::{Auth, Htpasswd, Outage, SigningAlgorithm, TokenAuth, UpstreamAuth};
 pub use cache::{Cache, CacheSize, Fill};
 pub use findings::Mistakes;
-pub use http::{ClientAuth, Http, Tls, TlsVersion};
+pub use http::{ClientAuth, Debug, Http, Tls, TlsVersion};
 pub use log::{Formatter, Level, Log};
 pub use secret::Secret;
 pub use storage::{

@@ -5,7 +5,7 @@ mod mistakes;
 use std::{path::Path, time::Duration};
 
 use crate::{
-    Auth, CacheSize, ClientAuth, Config, Credentials, Formatter, Http, Level, Mistakes, S3,
+    Auth, CacheSize, ClientAuth, Config, Credentials, Debug, Formatter, Http, Level, Mistakes, S3,
     SecretSource, Storage, TlsVersion,
 };
 
@@ -173,6 +173,7 @@ http:
   draintimeout: 1.5m
   http2: {disabled: true}
   h2c: {enabled: true}
+  debug: {addr: ':5001', prometheus: {enabled: true, path: /m}}
   tls:
     certificate: c
     key: k
@@ -217,6 +218,8 @@ fn assert_http(http: &Http) {
     assert_eq!(http.addr, "[::]:5000");
     assert_eq!(http.drain_timeout, Duration::from_secs(90));
     assert!(!http.http2 && http.h2c);
+    let Debug { addr, metrics_path } = http.debug.as_ref().unwrap();
+    assert_eq!((&**addr, &**metrics_path), ("0.0.0.0:5001", "/m"));
     let tls = http.tls.as_ref().unwrap();
     assert_eq!(tls.minimum_version, TlsVersion::Tls13);
     let suites = ["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_AES_256_GCM_SHA384"];

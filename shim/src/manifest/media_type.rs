@@ -32,6 +32,26 @@ pub fn of(content: &[u8]) -> HeaderValue {
     own.map_or(HeaderValue::from_static(by_shape), |own| header(&own))
 }
 
+/// How deep the brackets of a manifest are nested. Only those of a JSON text mean anything.
+pub fn depth(content: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let (mut is_text, mut is_escaped) = (false, false);
+    for byte in content {
+        match (is_text, byte) {
+            (true, _) if is_escaped => is_escaped = false,
+            (true, b'\\') => is_escaped = true,
+            (_, b'"') => is_text = !is_text,
+            (false, b'{' | b'[') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
 fn header(media_type: &str) -> HeaderValue {
     HeaderValue::from_str(media_type).unwrap_or(UNKNOWN)
 }
@@ -62,5 +82,18 @@ mod tests {
         ] {
             assert_eq!(of(content.as_bytes()), expected, "{content}");
         }
+    }
+
+    #[test]
+    fn brackets_in_texts_do_not_count() {
+        for (content, expected) in [
+            ("", 0),
+            ("[]]]]{}", 1),
+            (r#"{"a":[{"b":1},{}],"c":{}}"#, 3),
+            (r#"["[[[", "\"[[[", "\\", [1]]"#, 2),
+        ] {
+            assert_eq!(depth(content.as_bytes()), expected, "{content}");
+        }
+        assert_eq!(depth("[".repeat(1 << 20).as_bytes()), 1 << 20);
     }
 }

@@ -139,7 +139,7 @@ async fn an_upstream_that_names_no_digest_is_asked_by_tag() {
 
 /// Guarantee 1: bytes served under a digest hash to it, or the transfer ends in an error.
 #[tokio::test]
-async fn a_wrong_or_endless_manifest_is_neither_served_nor_kept() {
+async fn a_wrong_endless_or_absurd_manifest_is_neither_served_nor_kept() {
     let upstream = Upstream::start().await;
     let digest = digest(&manifest("right"));
     let path = format!("a/manifests/{digest}");
@@ -148,6 +148,11 @@ async fn a_wrong_or_endless_manifest_is_neither_served_nor_kept() {
         upstream.script(|script| drop(script.content.insert(path.clone(), content)));
         assert_eq!(shim.get(&path).await.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
+    let deep = format!(r#"{{"schemaVersion":2,"x":{}{}}}"#, "[".repeat(64), "]".repeat(64));
+    upstream.add_manifest("a", "deep", &deep.into());
+    let answer = shim.get("a/manifests/deep").await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.text().await.unwrap().contains("nested 65 deep; 64 are allowed"));
     assert_eq!(shim.list("blobs/sha256"), Vec::<String>::new());
     upstream.add_manifest("a", "x", &manifest("right"));
     assert_eq!(shim.get(&path).await.bytes().await.unwrap(), manifest("right"));

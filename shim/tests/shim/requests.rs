@@ -14,7 +14,7 @@ use tokio::{
 use crate::support::*;
 
 /// Sends bytes as they are and gives what comes back until the end.
-async fn raw(shim: &Shim, request: &[u8]) -> Vec<u8> {
+pub async fn raw(shim: &Shim, request: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(&shim.address).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();

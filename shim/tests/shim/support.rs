@@ -419,6 +419,7 @@ pub fn config(upstreams: Option<Registry>) -> Config {
             headers: vec![("X-Content-Type-Options".to_owned(), "nosniff".to_owned())],
             http2: true,
             h2c: false,
+            debug: None,
             drain_timeout: PATIENCE,
         },
         upstreams: upstreams.into_iter().collect(),

@@ -67,6 +67,11 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
 #[test]
 fn each_mistake_in_http_is_found() {
     finds_each(&[
+        ("http: {debug: {prometheus: {enabled: true}}}", "http.debug.addr: is missing"),
+        (
+            "http: {debug: {addr: ':5001', prometheus: {enabled: true, path: metrics}}}",
+            "http.debug.prometheus.path: expected a path such as /metrics",
+        ),
         ("http: {net: unix}", "http.net: expected tcp"),
         ("http: {addr: ':65536'}", "http.addr: expected an address"),
         ("http: {prefix: /registry}", "http.prefix: a prefix is not supported"),
