@@ -9,11 +9,11 @@ use larder_layout::{Digest, Membership, Repository};
 use crate::{
     answer::{Conditions, Representation, Response, Source},
     body::Body,
-    content::{Blob, Opened},
+    content::{Blob, Content, Opened},
     error::Error,
     outbox::FileRange,
     pull::Pull,
-    shim::{PullThrough, Shim},
+    shim::PullThrough,
 };
 
 /// A layer or config comes before a manifest: nearly every blob asked for here is one.
@@ -24,13 +24,14 @@ const MEMBERSHIPS: [Membership; 2] = [Membership::Layer, Membership::Manifest];
 /// # Errors
 /// The repository has no such blob, or nobody who may have it can be reached.
 pub async fn answer(
-    shim: &Shim,
+    content: &Content,
+    through: Option<&PullThrough>,
     repository: &Repository,
     digest: &Digest,
     conditions: &Conditions,
 ) -> Result<Response, Error> {
-    let cached = shim.content.open_member(repository, &MEMBERSHIPS, digest).await;
-    let through = match (cached, &shim.through) {
+    let cached = content.open_member(repository, &MEMBERSHIPS, digest).await;
+    let through = match (cached, through) {
         (Ok(Some(blob)), _) => return from_content(digest, blob, conditions),
         (_, Some(through)) => through,
         (Ok(None), None) => return Err(Error::Blob(digest.clone())),
@@ -39,7 +40,7 @@ pub async fn answer(
     if conditions.is_head {
         return head(through, repository, digest, conditions).await;
     }
-    let pull = through.pulls.join(repository, digest).await?;
+    let pull = through.pulls.join(&through.upstream, repository, digest).await?;
     from_pull(&pull, digest, conditions)
 }
 

@@ -32,6 +32,12 @@ pub enum Error {
     /// `?ns=` names a registry that this cache has no upstream for.
     #[error("this cache does not hold content of the registry {0:?}")]
     Namespace(String),
+    /// The client has to show something, or something else: this.
+    #[error("authentication required")]
+    Unauthorized(HeaderValue),
+    /// The name begins with no registry that this cache has, and no upstream is the default.
+    #[error("repository {0} does not begin with the name of a registry that this cache has")]
+    Registry(Repository),
     /// There is no such repository.
     #[error("repository {0} is not known")]
     Repository(Repository),
@@ -89,6 +95,12 @@ impl Error {
             Self::Namespace(_) => {
                 Row(S::NOT_FOUND, "NAME_UNKNOWN", "ask that registry, not this cache, for it")
             }
+            Self::Unauthorized(_) => {
+                Row(S::UNAUTHORIZED, "UNAUTHORIZED", "log in with an account that may pull this")
+            }
+            Self::Registry(_) => {
+                Row(S::NOT_FOUND, "NAME_UNKNOWN", "put the registry in front: quay.io/org/app")
+            }
             Self::Repository(_) => {
                 Row(S::NOT_FOUND, "NAME_UNKNOWN", "check the name, or pull from it once")
             }
@@ -103,7 +115,7 @@ impl Error {
                 Row(S::PRECONDITION_FAILED, "PRECONDITION_FAILED", "leave out If-Match")
             }
             Self::Denied(_) => {
-                Row(S::FORBIDDEN, "DENIED", "check the name, and proxy.username and proxy.password")
+                Row(S::FORBIDDEN, "DENIED", "check the name, and the upstream's credentials")
             }
             Self::TooManyRequests { .. } => {
                 Row(S::TOO_MANY_REQUESTS, "TOOMANYREQUESTS", "try again later")
@@ -121,6 +133,7 @@ impl Error {
     fn header(&self) -> Option<(header::HeaderName, HeaderValue)> {
         match self {
             Self::Method => Some((header::ALLOW, HeaderValue::from_static("GET, HEAD"))),
+            Self::Unauthorized(challenge) => Some((header::WWW_AUTHENTICATE, challenge.clone())),
             Self::Range(size_bytes) => {
                 let value = HeaderValue::from_str(&format!("bytes */{size_bytes}")).ok()?;
                 Some((header::CONTENT_RANGE, value))

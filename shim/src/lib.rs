@@ -6,6 +6,7 @@
 
 mod access;
 mod answer;
+mod auth;
 mod blob;
 mod body;
 mod calls;
@@ -23,6 +24,7 @@ mod pull;
 mod pulse;
 mod range;
 mod referrers;
+mod registries;
 mod routes;
 mod server;
 mod shim;

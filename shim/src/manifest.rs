@@ -15,7 +15,7 @@ use crate::{
     body::Body,
     content::Content,
     error::Error,
-    shim::{PullThrough, Shim},
+    shim::PullThrough,
     upstream::ManifestHead,
 };
 
@@ -61,22 +61,23 @@ enum Found {
 /// # Errors
 /// The repository has no such manifest, or nobody who may have it can be reached.
 pub async fn answer(
-    shim: &Shim,
+    kept: &Kept,
+    through: Option<&Arc<PullThrough>>,
     repository: Repository,
     reference: Reference,
     conditions: &Conditions,
 ) -> Result<Response, Error> {
-    let found = match (reference, &shim.through) {
+    let found = match (reference, through) {
         (reference, None) => {
-            let stored = shim.manifests.stored(&repository, &reference).await;
+            let stored = kept.stored(&repository, &reference).await;
             let stored = stored.map_err(|error| Error::Storage(error.to_string()))?;
             Found::Manifest(stored.ok_or_else(|| Error::Manifest(reference.to_string()))?)
         }
         (Reference::Digest(digest), Some(through)) => {
-            by_digest(&shim.manifests, through, repository, digest, conditions.is_head).await?
+            by_digest(kept, through, repository, digest, conditions.is_head).await?
         }
         (Reference::Tag(tag), Some(through)) => {
-            by_tag(&shim.manifests, through, repository, tag, conditions.is_head).await?
+            by_tag(kept, through, repository, tag, conditions.is_head).await?
         }
     };
     match found {

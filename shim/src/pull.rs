@@ -28,7 +28,6 @@ const JOINS_MAX: usize = 4;
 /// Every pull that runs in this process, by digest.
 pub struct Pulls {
     content: Content,
-    upstream: Arc<Upstream>,
     /// The calls to temporary files, for blobs that the directory does not take.
     temporary: Calls,
     running: Mutex<HashMap<Digest, Running>>,
@@ -67,17 +66,17 @@ struct Progress {
 
 impl Pulls {
     /// No pulls yet.
-    pub fn new(content: Content, upstream: Arc<Upstream>) -> Arc<Self> {
+    pub fn new(content: Content) -> Arc<Self> {
         Arc::new(Self {
             content,
-            upstream,
             temporary: Calls::new("temporary files"),
             running: Mutex::new(HashMap::new()),
             count: watch::Sender::new(0),
         })
     }
 
-    /// Joins the pull of a blob, or starts it, and waits until its bytes begin to come.
+    /// Joins the pull of a blob, or starts it, and waits until its bytes begin to come. The upstream is
+    /// asked as the client may ask it.
     ///
     /// A client must not reach a blob through a repository that has it not: a pull that another
     /// repository started is joined only after the upstream was asked.
@@ -86,13 +85,14 @@ impl Pulls {
     /// What the upstream says of the blob in this repository.
     pub async fn join(
         self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Arc<Pull>, Error> {
         let mut is_allowed = false;
         for _ in 0..JOINS_MAX {
-            let Some(pull) = self.enter(repository, digest, is_allowed)? else {
-                self.ask(repository, digest).await?;
+            let Some(pull) = self.enter(upstream, repository, digest, is_allowed)? else {
+                ask(upstream, repository, digest).await?;
                 is_allowed = true;
                 continue;
             };
@@ -118,16 +118,10 @@ impl Pulls {
         let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }
 
-    /// Asks the upstream whether a repository has a blob.
-    async fn ask(&self, repository: &Repository, digest: &Digest) -> Result<(), Error> {
-        let head = self.upstream.head_blob(repository, digest).await;
-        head.map_err(|error| Error::from_upstream(error, Error::Blob(digest.clone())))?;
-        Ok(())
-    }
-
     /// Joins or starts a pull; `None` when the repository may not join before it is allowed to.
     fn enter(
         self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
         repository: &Repository,
         digest: &Digest,
         is_allowed: bool,
@@ -157,7 +151,7 @@ impl Pulls {
                 });
                 self.count.send_modify(|count| *count += 1);
                 let place = Place { pulls: Arc::clone(self), pull: Arc::clone(&pull) };
-                tokio::spawn(run(place, sender));
+                tokio::spawn(run(place, Arc::clone(upstream), sender));
                 Ok(Some(pull))
             }
         }
@@ -214,11 +208,18 @@ impl Drop for Place {
     }
 }
 
+/// Asks the upstream whether a repository has a blob.
+async fn ask(upstream: &Upstream, repository: &Repository, digest: &Digest) -> Result<(), Error> {
+    let head = upstream.head_blob(repository, digest).await;
+    head.map_err(|error| Error::from_upstream(error, Error::Blob(digest.clone())))?;
+    Ok(())
+}
+
 /// The task of one pull.
-async fn run(place: Place, progress: watch::Sender<Progress>) {
+async fn run(place: Place, upstream: Arc<Upstream>, progress: watch::Sender<Progress>) {
     let (pulls, pull) = (Arc::clone(&place.pulls), Arc::clone(&place.pull));
     let digest = &pull.digest;
-    let staging = match obtain(&pulls, &pull, &progress).await {
+    let staging = match obtain(&pulls, &pull, &upstream, &progress).await {
         Ok(staging) => staging,
         Err(error) => {
             tracing::warn!(%digest, repository = %pull.origin, %error, "a pull failed");
@@ -242,12 +243,13 @@ async fn run(place: Place, progress: watch::Sender<Progress>) {
 async fn obtain(
     pulls: &Pulls,
     pull: &Pull,
+    upstream: &Upstream,
     progress: &watch::Sender<Progress>,
 ) -> Result<Arc<Staging>, Error> {
     // It may be there by now, or through another repository: then it only takes the upstream's
     // word that this repository has it too.
     if let Ok(Some(blob)) = pulls.content.open(&pull.digest).await {
-        pulls.ask(&pull.origin, &pull.digest).await?;
+        ask(upstream, &pull.origin, &pull.digest).await?;
         let size_bytes = blob.size_bytes;
         let staging = Arc::new(Staging::published(&pulls.content, blob));
         progress.send_modify(|progress| {
@@ -257,5 +259,5 @@ async fn obtain(
         });
         return Ok(staging);
     }
-    transfer::run(pulls, pull, progress).await
+    transfer::run(pulls, pull, upstream, progress).await
 }

@@ -19,7 +19,7 @@ use crate::{
     error::Error,
     flights::Flights,
     manifest::{self, Kept, Manifest},
-    shim::{PullThrough, Shim, parameter},
+    shim::{PullThrough, parameter},
     upstream::{MANIFEST_MAX_BYTES, UpstreamError},
 };
 
@@ -45,13 +45,14 @@ struct Index {
 /// Nobody who knows can be reached: to say that there are none would pass an unsigned image off as
 /// one that nobody has ever signed.
 pub async fn answer(
-    shim: &Shim,
+    kept: &Kept,
+    through: Option<&Arc<PullThrough>>,
     repository: &Repository,
     subject: &Digest,
     query: &str,
 ) -> Result<Response, Error> {
-    let (kept, tag) = (&shim.manifests, tag(subject)?);
-    let found = match &shim.through {
+    let tag = tag(subject)?;
+    let found = match through {
         Some(through) => through_upstream(kept, through, repository, subject, tag).await?,
         None => kept
             .stored(repository, &Reference::Tag(tag))

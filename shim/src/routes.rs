@@ -14,6 +14,8 @@ pub enum Route {
     Health,
     /// `/readyz`: whether it can serve, and from where.
     Ready,
+    /// `/token`: what clients show instead of their password, under `auth.upstream`.
+    Token,
     /// `/v2/`: whether this is a registry.
     Base,
     /// `/v2/_catalog`: the repositories.
@@ -39,6 +41,7 @@ impl Route {
         let rest = match path {
             "/healthz" => return Ok(Self::Health),
             "/readyz" => return Ok(Self::Ready),
+            "/token" => return Ok(Self::Token),
             "/v2" | "/v2/" => return Ok(Self::Base),
             "/v2/_catalog" => return Ok(Self::Catalog),
             _ => path.strip_prefix("/v2/").ok_or_else(unknown)?,

@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     access::{Followed, Line},
+    auth::{Auth, AuthMistake},
     body::Outgoing,
     connection::{Connection, Security},
     content::Content,
@@ -70,6 +71,9 @@ pub enum Mistake {
     /// Of the upstream.
     #[error(transparent)]
     Upstream(#[from] UpstreamMistake),
+    /// Of who may see what.
+    #[error(transparent)]
+    Auth(#[from] AuthMistake),
     /// Of TLS.
     #[error(transparent)]
     Tls(#[from] TlsMistake),
@@ -98,7 +102,8 @@ impl Server {
             }
             Err(error) => tracing::warn!(%error, "starting with the directory in trouble"),
         }
-        let shim = Shim::new(content, config)?;
+        let auth = Auth::new(config.auth.as_ref(), config.http.tls.is_some())?;
+        let shim = Shim::new(content, auth, config)?;
         let registry = Arc::new(Registry { shim, headers });
         let Http { h2c, drain_timeout, .. } = config.http;
         Ok(Self { registry, tls, h2c, drain_timeout })
@@ -120,7 +125,10 @@ impl Server {
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
-                _ = look.tick() => self.tls.iter_mut().for_each(Reloaded::refresh),
+                _ = look.tick() => {
+                    self.tls.iter_mut().for_each(Reloaded::refresh);
+                    self.registry.shim.refresh();
+                }
                 accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
                         let security = match &self.tls {

@@ -12,10 +12,11 @@ use serde_json::Map;
 
 use crate::{
     answer::{Response, Source},
+    content::Content,
     error::Error,
     flights::Flights,
     page::Page,
-    shim::{PullThrough, Shim},
+    shim::PullThrough,
 };
 
 /// How many tags one answer has at most, when the client does not ask for fewer.
@@ -41,14 +42,19 @@ pub struct TagLists {
 ///
 /// # Errors
 /// There is no such repository, `n` is no number, or nobody who knows can be reached.
-pub async fn answer(shim: &Shim, repository: &Repository, query: &str) -> Result<Response, Error> {
+pub async fn answer(
+    content: &Content,
+    through: Option<&Arc<PullThrough>>,
+    repository: &Repository,
+    query: &str,
+) -> Result<Response, Error> {
     let page = Page::of(query, PAGE_MAX)?;
-    let (mut tags, source) = match &shim.through {
-        None => (cached(shim, repository, &page).await?, Source::Content),
+    let (mut tags, source) = match through {
+        None => (cached(content, repository, &page).await?, Source::Content),
         Some(through) => match through.tag_lists.read(through, repository, &page).await {
             Ok(tags) => (tags, Source::Upstream),
             Err(error @ (Error::Upstream(_) | Error::TooManyRequests { .. })) => {
-                let tags = cached(shim, repository, &page).await.map_err(|_| error.clone())?;
+                let tags = cached(content, repository, &page).await.map_err(|_| error.clone())?;
                 tracing::warn!(%repository, %error, "the cached tags are listed");
                 (tags, Source::Content)
             }
@@ -63,8 +69,12 @@ pub async fn answer(shim: &Shim, repository: &Repository, query: &str) -> Result
 }
 
 /// The page, and one tag more if there are more.
-async fn cached(shim: &Shim, repository: &Repository, page: &Page) -> Result<Vec<Tag>, Error> {
-    let tags = shim.content.tags(repository, &page.last, page.limit + 1).await;
+async fn cached(
+    content: &Content,
+    repository: &Repository,
+    page: &Page,
+) -> Result<Vec<Tag>, Error> {
+    let tags = content.tags(repository, &page.last, page.limit + 1).await;
     let tags = tags.map_err(|error| Error::Storage(error.to_string()))?;
     tags.ok_or_else(|| Error::Repository(repository.clone()))
 }

@@ -1,12 +1,20 @@
 //! The upstream registry: the only code that speaks HTTP to it.
 
 mod challenge;
+mod credentials;
+mod download;
+mod endpoint;
+mod error;
 mod lists;
+mod permission;
 mod token;
 
 use std::{
     fs,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,22 +23,31 @@ use hyper::{
     HeaderMap, Method, StatusCode,
     header::{self, HeaderName, HeaderValue},
 };
-use larder_config::Upstreams;
+use larder_config as config;
 use larder_layout::{Digest, Reference, Repository};
 use reqwest::{Certificate, Client, Response, redirect};
 use tokio::time::timeout;
 use url::Url;
 
-pub use self::challenge::parse as parse_challenges;
-use self::token::{Authorization, Tokens};
+pub use self::{
+    challenge::parse as parse_challenges,
+    credentials::Login,
+    download::Download,
+    error::{UpstreamError, UpstreamMistake},
+};
+use self::{
+    credentials::Credentials,
+    endpoint::Endpoint,
+    error::{Reason, late},
+    token::{Authorization, Tokens},
+};
+use crate::error::Error;
 
 /// How long a TCP and TLS connection may take to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the headers of a blob's answer may take. Registries that scan or thaw a blob first are
 /// known to need 40 s.
 const BLOB_DEADLINE: Duration = Duration::from_secs(60);
-/// How long each next byte of a blob may take.
-const STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a `HEAD` may take: a client waits for it in front of a tag that may be cached.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a whole manifest may take.
@@ -48,41 +65,29 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
 const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// The upstream registry, under one URL or several that serve the same content.
+/// Docker Hub's registry, and its namespace that clients leave out.
+const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+const DOCKER_HUB_NAMESPACE: &str = "library";
+
+/// An upstream registry, under one URL or several that serve the same content.
 pub struct Upstream {
-    client: Client,
-    urls: Vec<Url>,
-    /// Counts requests, so that they go to the URLs in turn.
-    turn: AtomicUsize,
+    place: Arc<Place>,
     tokens: Tokens,
 }
 
-/// What the configuration says of the upstream cannot work.
-#[derive(Debug, thiserror::Error)]
-#[error("upstream {what}: {reason}")]
-pub struct UpstreamMistake {
-    what: String,
-    reason: String,
-}
-
-/// Why the upstream gave nothing.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// It has no such thing.
-    #[error("not found")]
-    NotFound,
-    /// It does not give it to us, or we must not show it our credentials.
-    #[error("{0}")]
-    Denied(String),
-    /// Its rate limit is reached.
-    #[error("too many requests")]
-    TooManyRequests {
-        /// Its `Retry-After`.
-        retry_after: Option<HeaderValue>,
-    },
-    /// It cannot be reached, is in trouble, or said something that makes no sense.
-    #[error("{0}")]
-    Unavailable(String),
+/// Where an upstream is, and what it is called.
+struct Place {
+    client: Client,
+    endpoints: Vec<Arc<Endpoint>>,
+    /// What the names of its repositories begin with in the directory: `quay.io/`, or nothing.
+    prefix: String,
+    /// Sent as `?ns=` to a mirror of several registries.
+    namespace: Option<String>,
+    is_docker_hub: bool,
+    /// Counts requests, so that they go to the URLs in turn.
+    turn: AtomicUsize,
+    /// Token servers outside of its domain that may see credentials.
+    realms: Vec<String>,
 }
 
 /// What a `HEAD` says of a manifest.
@@ -96,20 +101,12 @@ pub struct ManifestHead {
     pub size_bytes: Option<u64>,
 }
 
-/// A blob on its way.
-pub struct Download {
-    response: Response,
-    /// The length of the whole blob, when the upstream says so.
-    pub size_bytes: Option<u64>,
-    /// The offset of the first byte that comes.
-    pub offset: u64,
-}
-
 /// A request, the same to each URL.
 struct Ask<'a> {
     method: Method,
-    repository: &'a Repository,
-    /// What follows `/v2/<name>/`.
+    /// Without one, it is `/v2/` that is asked for.
+    repository: Option<&'a Repository>,
+    /// What follows `/v2/<name>/`, with a query or without.
     path: String,
     query: Option<String>,
     accept: HeaderValue,
@@ -123,7 +120,7 @@ impl Upstream {
     ///
     /// # Errors
     /// A URL or a certificate cannot be read.
-    pub fn new(config: &Upstreams) -> Result<Self, UpstreamMistake> {
+    pub fn new(config: &config::Upstream) -> Result<Self, UpstreamMistake> {
         let mistake = |what: &str, reason: &dyn std::fmt::Display| UpstreamMistake {
             what: what.to_owned(),
             reason: reason.to_string(),
@@ -150,13 +147,56 @@ impl Upstream {
             .redirect(redirect::Policy::custom(follow))
             .build()
             .map_err(|error| mistake("client", &Reason(error)))?;
-        let tokens = Tokens::new(config.credentials.clone());
-        Ok(Self { client, urls, turn: AtomicUsize::new(0), tokens })
+        let key = config.key.as_deref();
+        let credentials = config.credentials.clone().map(Credentials::new);
+        let place = Place {
+            client,
+            prefix: key
+                .filter(|_| !config.is_default)
+                .map_or(String::new(), |key| format!("{key}/")),
+            namespace: config.key.clone().filter(|_| config.is_mirror),
+            is_docker_hub: key == Some("docker.io")
+                || urls.iter().any(|url| url.host_str() == Some(DOCKER_HUB_HOST)),
+            endpoints: urls.into_iter().map(|url| Arc::new(Endpoint::new(url))).collect(),
+            turn: AtomicUsize::new(0),
+            realms: config.realms.clone(),
+        };
+        Ok(Self { tokens: Tokens::new(credentials, place.realms.clone()), place: Arc::new(place) })
     }
 
-    /// Whether `host`, with or without its port, is this upstream.
-    pub fn is_named(&self, host: &str) -> bool {
-        self.urls.iter().any(|url| url.authority() == host || url.host_str() == Some(host))
+    /// The same upstream, as a client of this cache may ask it.
+    pub fn on_behalf_of(&self, client: Option<Login>) -> Self {
+        let tokens = Tokens::new(client.map(Credentials::of), self.place.realms.clone());
+        Self { place: Arc::clone(&self.place), tokens }
+    }
+
+    /// Whether it is reached at `host`, with or without its port.
+    pub fn is_at(&self, host: &str) -> bool {
+        let mut urls = self.place.endpoints.iter().map(|endpoint| &endpoint.url);
+        urls.any(|url| url.authority() == host || url.host_str() == Some(host))
+    }
+
+    /// Whether the name of a repository in the directory says that it is this upstream's.
+    pub fn has_key_of(&self, repository: &Repository) -> bool {
+        !self.place.prefix.is_empty() && repository.as_str().starts_with(&self.place.prefix)
+    }
+
+    /// The name in the directory of a repository that is called so here.
+    ///
+    /// Who types a name of Docker Hub behind a cache's leaves `library/` out, and the client cannot
+    /// know that it should add it.
+    ///
+    /// # Errors
+    /// With the key in front, the name is too long for one.
+    pub fn local_name(&self, name: &str) -> Result<Repository, Error> {
+        let namespace = self.place.is_docker_hub && !name.contains('/');
+        let namespace = if namespace { format!("{DOCKER_HUB_NAMESPACE}/") } else { String::new() };
+        Ok(format!("{}{namespace}{name}", self.place.prefix).parse()?)
+    }
+
+    /// What the upstream calls a repository of the directory.
+    fn remote_name<'a>(&self, repository: &'a Repository) -> &'a str {
+        repository.as_str().strip_prefix(&self.place.prefix).unwrap_or(repository.as_str())
     }
 
     /// What the upstream says of a manifest, without fetching it.
@@ -170,14 +210,14 @@ impl Upstream {
     ) -> Result<ManifestHead, UpstreamError> {
         let ask = Ask {
             method: Method::HEAD,
-            repository,
+            repository: Some(repository),
             path: format!("manifests/{reference}"),
             query: None,
             accept: MANIFEST_TYPES,
             range: None,
             deadline: HEAD_DEADLINE,
         };
-        let response = self.send(&ask).await?;
+        let (response, _) = self.send(&ask).await?;
         let headers = response.headers();
         Ok(ManifestHead {
             digest: content_digest(headers),
@@ -197,14 +237,14 @@ impl Upstream {
     ) -> Result<(Option<Digest>, Bytes), UpstreamError> {
         let ask = Ask {
             method: Method::GET,
-            repository,
+            repository: Some(repository),
             path: format!("manifests/{reference}"),
             query: None,
             accept: MANIFEST_TYPES,
             range: None,
             deadline: MANIFEST_DEADLINE,
         };
-        let response = self.send(&ask).await?;
+        let (response, _) = self.send(&ask).await?;
         let digest = content_digest(response.headers());
         let content = timeout(MANIFEST_DEADLINE, collect(response, MANIFEST_MAX_BYTES));
         let content = content.await.map_err(|_| late("the manifest", MANIFEST_DEADLINE))?;
@@ -222,14 +262,14 @@ impl Upstream {
     ) -> Result<Option<u64>, UpstreamError> {
         let ask = Ask {
             method: Method::HEAD,
-            repository,
+            repository: Some(repository),
             path: format!("blobs/{digest}"),
             query: None,
             accept: ANY_TYPE,
             range: None,
             deadline: HEAD_DEADLINE,
         };
-        let response = self.send(&ask).await?;
+        let (response, _) = self.send(&ask).await?;
         Ok(text(response.headers(), &header::CONTENT_LENGTH).and_then(|size| size.parse().ok()))
     }
 
@@ -245,38 +285,62 @@ impl Upstream {
     ) -> Result<Download, UpstreamError> {
         let ask = Ask {
             method: Method::GET,
-            repository,
+            repository: Some(repository),
             path: format!("blobs/{digest}"),
             query: None,
             accept: ANY_TYPE,
             range: (offset > 0).then(|| format!("bytes={offset}-")),
             deadline: BLOB_DEADLINE,
         };
-        Download::of(self.send(&ask).await?, offset)
+        let (response, endpoint) = self.send(&ask).await?;
+        Download::of(response, endpoint, offset)
     }
 
-    /// Sends a request to the URLs in turn, until one of them has an answer.
-    async fn send(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+    /// Sends a request to the URLs in turn, until one of them has an answer. What is in trouble, or
+    /// has had too many requests, is left alone for a while.
+    async fn send(&self, ask: &Ask<'_>) -> Result<(Response, Arc<Endpoint>), UpstreamError> {
         let mut failure = UpstreamError::Unavailable("no URL is configured".to_owned());
-        for place in 0..self.urls.len() {
-            let url = &self.urls[turn.wrapping_add(place) % self.urls.len()];
-            match self.send_to(url, ask).await {
+        for endpoint in self.in_turn() {
+            let authority = endpoint.url.authority();
+            match self.send_to(&endpoint.url, ask).await {
+                Ok(response) => return Ok((response, Arc::clone(endpoint))),
                 Err(UpstreamError::Unavailable(reason)) => {
-                    let reason = format!("{}: {reason}", url.authority());
+                    endpoint.broke();
+                    let reason = format!("{authority}: {reason}");
                     tracing::warn!(%reason, path = ask.path, "the upstream gave no answer");
-                    failure = UpstreamError::Unavailable(reason);
+                    // That it is worth another try later is the better thing to tell.
+                    if !matches!(failure, UpstreamError::TooManyRequests { .. }) {
+                        failure = UpstreamError::Unavailable(reason);
+                    }
                 }
-                answer => return answer,
+                Err(limit @ UpstreamError::TooManyRequests { .. }) => {
+                    endpoint.broke();
+                    tracing::warn!(
+                        upstream = authority,
+                        "the upstream allows no more requests now"
+                    );
+                    failure = limit;
+                }
+                Err(answer) => return Err(answer),
             }
         }
         Err(failure)
     }
 
+    /// Every URL: the next one first, and those that failed lately last.
+    fn in_turn(&self) -> Vec<&Arc<Endpoint>> {
+        let mut endpoints: Vec<_> = self.place.endpoints.iter().collect();
+        let turn = self.place.turn.fetch_add(1, Ordering::Relaxed) % endpoints.len();
+        endpoints.rotate_left(turn);
+        endpoints.sort_by_key(|endpoint| endpoint.is_broken());
+        endpoints
+    }
+
     /// Sends a request, a second time when the answer is a challenge that can be met.
     async fn send_to(&self, url: &Url, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
-        let authorization = self.tokens.known(url, ask.repository);
-        let response = self.send_once(url, ask, authorization).await?;
+        let repository = ask.repository.map_or("", |repository| self.remote_name(repository));
+        let authorization = self.tokens.known(url, repository);
+        let response = self.send_once(url, ask, authorization.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return accept(response);
         }
@@ -285,8 +349,10 @@ impl Upstream {
             .filter_map(|header| header.to_str().ok())
             .flat_map(parse_challenges)
             .collect();
-        let authorization =
-            self.tokens.meet(&self.client, &challenges, url, ask.repository).await?;
+        let authorization = self
+            .tokens
+            .meet(&self.place.client, &challenges, url, repository, authorization)
+            .await?;
         accept(self.send_once(url, ask, Some(authorization)).await?)
     }
 
@@ -297,10 +363,16 @@ impl Upstream {
         authorization: Option<Authorization>,
     ) -> Result<Response, UpstreamError> {
         let mut url = url.clone();
-        url.set_path(&format!("/v2/{}/{}", ask.repository, ask.path));
+        match ask.repository.map(|repository| self.remote_name(repository)) {
+            Some(name) => url.set_path(&format!("/v2/{name}/{}", ask.path)),
+            None => url.set_path("/v2/"),
+        }
         url.set_query(ask.query.as_deref());
+        if let Some(namespace) = &self.place.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
         let mut request =
-            self.client.request(ask.method.clone(), url).header(header::ACCEPT, &ask.accept);
+            self.place.client.request(ask.method.clone(), url).header(header::ACCEPT, &ask.accept);
         if let Some(range) = &ask.range {
             request = request.header(header::RANGE, range);
         }
@@ -310,59 +382,6 @@ impl Upstream {
         let response = timeout(ask.deadline, request.send()).await;
         Ok(response.map_err(|_| late("an answer", ask.deadline))??)
     }
-}
-
-impl Download {
-    fn of(response: Response, asked_offset: u64) -> Result<Self, UpstreamError> {
-        let headers = response.headers();
-        let (offset, size_bytes) = if response.status() == StatusCode::PARTIAL_CONTENT {
-            text(headers, &header::CONTENT_RANGE)
-                .and_then(content_range)
-                .filter(|(offset, _)| *offset == asked_offset)
-                .ok_or_else(|| {
-                    UpstreamError::Unavailable("it answered with another range".to_owned())
-                })?
-        } else {
-            let size = text(headers, &header::CONTENT_LENGTH).and_then(|size| size.parse().ok());
-            (0, size)
-        };
-        Ok(Self { response, size_bytes, offset })
-    }
-
-    /// The next bytes of the blob; `None` behind the last. May be dropped while it waits.
-    ///
-    /// # Errors
-    /// The transfer broke off, or no byte came for 30 s.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        let chunk = timeout(STALL_DEADLINE, self.response.chunk()).await;
-        Ok(chunk.map_err(|_| late("the next byte", STALL_DEADLINE))??)
-    }
-}
-
-/// What an error of the HTTP client says, without the URL: one that was redirected to may carry
-/// a signature that opens it for everybody.
-struct Reason(reqwest::Error);
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut cause: Option<&dyn std::error::Error> = Some(&self.0);
-        let mut separator = "";
-        while let Some(error) = cause {
-            write!(f, "{separator}{error}")?;
-            (cause, separator) = (error.source(), ": ");
-        }
-        Ok(())
-    }
-}
-
-impl From<reqwest::Error> for UpstreamError {
-    fn from(error: reqwest::Error) -> Self {
-        Self::Unavailable(Reason(error.without_url()).to_string())
-    }
-}
-
-fn late(what: &str, deadline: Duration) -> UpstreamError {
-    UpstreamError::Unavailable(format!("{what} did not come within {deadline:?}"))
 }
 
 /// Follows a redirect, but not from https to http. The client drops `Authorization` by itself
@@ -412,12 +431,4 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 
 fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     text(headers, &CONTENT_DIGEST)?.parse().ok()
-}
-
-/// The first byte and the whole length of `bytes 5-9/10`; the length may be `*`.
-fn content_range(header: &str) -> Option<(u64, Option<u64>)> {
-    let (range, size) = header.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, _) = range.split_once('-')?;
-    let size = if size == "*" { None } else { Some(size.parse().ok()?) };
-    Some((first.parse().ok()?, size))
 }

@@ -44,7 +44,7 @@ pub use image::{Blob, Format, Image, Platform, random_bytes};
 pub use keystone::Keystone;
 pub use mount::Mount;
 pub use node::{Access, Node, bin};
-pub use opened::{Opened, Untrusted};
+pub use opened::{Opened, Untrusted, certificate};
 pub use oss::Oss;
 pub use process::{Failure, Process, run, until};
 pub use registry::{Download, Registry};

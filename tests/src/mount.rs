@@ -31,14 +31,16 @@ impl<'a> Mount<'a> {
     /// What a test needs to have one.
     pub const NEEDS: [&'static str; 2] = ["larder-fs", "/dev/fuse"];
 
-    /// Mounts a storage, with these keys of `cache:` besides its directory.
+    /// Mounts a storage, with these keys of `cache:` besides its directory. The disk may be filled
+    /// unless they say otherwise.
     pub fn start(sandbox: &'a Sandbox, name: &str, storage: &Storage, cache: &str) -> Self {
         let directory = sandbox.directory(&format!("{name}-cache"));
+        let min_free = if cache.contains("min_free") { "" } else { "min_free: 0, " };
         let config = format!(
             "version: 0.1\n\
              log: {{level: info, formatter: text}}\n\
              {}\n\
-             cache: {{directory: {}, min_free: 0, {cache}}}\n",
+             cache: {{directory: {}, {min_free}{cache}}}\n",
             storage.section(),
             directory.display(),
         );
@@ -75,6 +77,16 @@ impl<'a> Mount<'a> {
     /// Unmounts with SIGTERM.
     pub fn stop(&self) {
         self.process().as_mut().expect("larder-fs runs").stop();
+    }
+
+    /// Stops the program: what calls the mount waits for it. [`Mount::thaw`] has it go on.
+    pub fn freeze(&self) {
+        self.process().as_ref().expect("larder-fs runs").signal(libc::SIGSTOP);
+    }
+
+    /// Has it go on where it was stopped.
+    pub fn thaw(&self) {
+        self.process().as_ref().expect("larder-fs runs").signal(libc::SIGCONT);
     }
 
     /// Where it is mounted. Not to be touched but in [`Self::call`].

@@ -178,6 +178,11 @@ impl<'a> Node<'a> {
         command
     }
 
+    /// The number of `larder-fs`.
+    pub fn fs_id(&self) -> u32 {
+        self.fs.as_ref().expect("larder-fs runs").id()
+    }
+
     /// Unmounts with SIGTERM.
     pub fn stop_fs(&mut self) {
         self.fs.as_mut().expect("larder-fs runs").stop();

@@ -1,6 +1,10 @@
 //! A storage as `larder-fs` opens it, without a mount.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use larder_config::Config;
@@ -63,6 +67,25 @@ impl Opened {
     }
 }
 
+/// A private key, and a certificate for this name that only who is told to trusts, in PEM.
+///
+/// # Panics
+/// When openssl makes none.
+pub fn certificate(sandbox: &Sandbox, name: &str) -> (PathBuf, PathBuf) {
+    let (key, certificate) = (sandbox.path("tls.key"), sandbox.path("tls.pem"));
+    let mut request = Command::new("openssl");
+    request
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=test"])
+        .args(["-addext", &format!("subjectAltName={name}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate);
+    run(request, OPENSSL_TIMEOUT).expect("a certificate");
+    (key, certificate)
+}
+
 /// A server whose certificate nobody trusts.
 pub struct Untrusted {
     address: String,
@@ -75,17 +98,7 @@ impl Untrusted {
 
     /// Makes a certificate and serves with it.
     pub fn start(sandbox: &Sandbox) -> Self {
-        let (key, certificate) = (sandbox.path("untrusted.key"), sandbox.path("untrusted.pem"));
-        let mut request = Command::new("openssl");
-        request
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"])
-            .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-            .arg("-keyout")
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate);
-        run(request, OPENSSL_TIMEOUT).expect("a certificate");
+        let (key, certificate) = certificate(sandbox, "IP:127.0.0.1");
         let address = sandbox.address();
         let mut server = Command::new("openssl");
         server.args(["s_server", "-quiet", "-www", "-accept", &address, "-key"]);

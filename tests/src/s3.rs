@@ -96,6 +96,11 @@ impl S3 {
         files.collect()
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Stops it: it takes connections, and answers nothing. [`S3::thaw`] has it go on.
     pub fn freeze(&self) {
         self.process.signal(libc::SIGSTOP);

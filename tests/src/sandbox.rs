@@ -25,8 +25,8 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 /// A sandbox is only taken for abandoned when it had time to lock its directory.
 const SWEEP_AGE: Duration = Duration::from_secs(60);
 
-/// Registries that a client may turn to by itself.
-const PUBLIC_REGISTRIES: &str = "docker.io index.docker.io registry-1.docker.io auth.docker.io \
+/// Who may be turned to without being named in a configuration: registries, and Google's storage.
+const PUBLIC_NAMES: &str = "storage.googleapis.com docker.io index.docker.io registry-1.docker.io auth.docker.io \
      quay.io ghcr.io gcr.io registry.k8s.io mcr.microsoft.com public.ecr.aws";
 
 /// A test's own piece of the machine, and its directory. What the test starts after entering it
@@ -131,7 +131,7 @@ impl Sandbox {
         let own = fs::read_to_string("/etc/hosts").unwrap_or_default();
         let hosts = self.file(
             "hosts",
-            &format!("{own}\n127.0.0.1 {} {} {PUBLIC_REGISTRIES}\n", Self::HOST, Self::HOST_BELOW),
+            &format!("{own}\n127.0.0.1 {} {} {PUBLIC_NAMES}\n", Self::HOST, Self::HOST_BELOW),
         );
         let mut enter = Command::new("sh");
         enter.arg(script).arg("enter").arg(hosts);

@@ -1,16 +1,18 @@
-//! A storage server that takes connections, and answers nothing.
+//! A storage that answers nothing: a server that takes connections, and an export whose calls wait.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::{
     fs,
+    io::ErrorKind,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use larder_layout::{Algorithm, Digest, Entry};
-use larder_tests::{Mount, S3, Sandbox, random_bytes, run, until};
+use larder_tests::{Mount, S3, Sandbox, Storage, bin, random_bytes, run, until};
 
 /// What needs no storage.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -20,12 +22,13 @@ const BOUND: Duration = Duration::from_secs(45);
 const BACK_WITHIN: Duration = Duration::from_secs(40);
 /// How long files may stay open after SIGTERM is 10 s.
 const ENDS_WITHIN: Duration = Duration::from_secs(14);
+/// A wrong storage is told within 10 s.
+const TOLD_WITHIN: Duration = Duration::from_secs(12);
 const LARGE_BYTES: usize = 20 << 20;
 const STUCK: usize = 20;
 
 fn publish(mount: &Mount<'_>, content: &[u8]) -> PathBuf {
-    let digest = Digest::of(Algorithm::Sha256, content);
-    let path = Entry::Blob(digest).path();
+    let path = Entry::Blob(Digest::of(Algorithm::Sha256, content)).path();
     mount.call(|mount| {
         fs::write(mount.join("ingest/x"), content).unwrap();
         fs::rename(mount.join("ingest/x"), mount.join(&path)).unwrap();
@@ -125,4 +128,50 @@ fn a_storage_that_answers_nothing() {
     assert!(begun.elapsed() < ENDS_WITHIN, "it took {:?} to end", begun.elapsed());
     interrupt(waiting, libc::SIGKILL);
     s3.thaw();
+}
+
+/// What an NFS export is whose server is away: every call waits for as long as it is.
+#[test]
+fn a_directory_that_answers_nothing_when_it_is_mounted() {
+    let Some(sandbox) = Sandbox::enter(&Mount::NEEDS) else { return };
+    let (storage, link) = (sandbox.directory("storage"), sandbox.path("export"));
+    let name_it = |directory: &Path| {
+        let _ = fs::remove_file(&link);
+        symlink(directory, &link).unwrap();
+    };
+    name_it(&storage);
+    let export = Storage::Directory(link.clone());
+    let node = Mount::start(&sandbox, "node", &export, "size: 256MiB");
+    let contents = [random_bytes(3_000), random_bytes(LARGE_BYTES)];
+    let cached = contents.each_ref().map(|content| publish(&node, content));
+    node.stop();
+
+    let away = Storage::Directory(sandbox.directory("away"));
+    let away = Mount::start(&sandbox, "away", &away, "size: 256MiB");
+    away.freeze();
+    name_it(away.directory());
+    let mut check = Command::new(bin("larder-fs"));
+    check.args(["check", "--config"]).arg(sandbox.path("node.yml"));
+    let told = run(check, TOLD_WITHIN).expect_err("no storage").0;
+    assert!(told.contains("storage.filesystem.rootdirectory: no answer"), "{told}");
+    let begun = Instant::now();
+    node.restart();
+    assert!(begun.elapsed() < TOLD_WITHIN, "it took {:?} to mount", begun.elapsed());
+    let told = node.log();
+    assert!(told.contains("mounting without the shared storage, which does not answer"), "{told}");
+    for (path, content) in cached.iter().zip(&contents) {
+        let read = node.call_within(AT_ONCE, |mount| fs::read(mount.join(path)));
+        assert!(read.unwrap() == *content, "a cached blob is served");
+    }
+    let missing = Entry::Blob(Digest::of(Algorithm::Sha256, b"nobody has it")).path();
+    assert_fails(&node, &missing, BOUND);
+
+    name_it(&storage);
+    away.thaw();
+    let is_missing = |mount: &Path| fs::metadata(mount.join(&missing)).map_err(|e| e.kind());
+    until("a storage that is back", BACK_WITHIN, || {
+        let outcome = node.call_within(BOUND, is_missing);
+        (outcome.err() == Some(ErrorKind::NotFound)).then_some(())
+    });
+    publish(&node, &random_bytes(1_000));
 }

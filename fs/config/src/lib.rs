@@ -4,6 +4,7 @@
 //! accepted with a [`Config::notes`] line that says why it changes nothing, or is refused with
 //! its line and what to do. Nothing is silently ignored.
 
+mod auth;
 mod cache;
 mod document;
 mod environment;
@@ -25,6 +26,7 @@ use document::Origin;
 use findings::Findings;
 use section::Section;
 
+pub use auth::{Auth, Htpasswd, Outage, SigningAlgorithm, TokenAuth, UpstreamAuth};
 pub use cache::{Cache, CacheSize, Fill};
 pub use findings::Mistakes;
 pub use http::{ClientAuth, Http, Tls, TlsVersion};
@@ -34,7 +36,7 @@ pub use storage::{
     Azure, AzureCredentials, Gcs, KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3,
     ServiceAccount, Storage, Swift, SwiftLogin,
 };
-pub use upstream::{Credentials, Upstreams};
+pub use upstream::{Credentials, SecretSource, Upstream};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).
 pub const EXIT_CODE: u8 = 64;
@@ -54,8 +56,11 @@ pub struct Config {
     pub cache: Cache,
     /// `http:`
     pub http: Http,
-    /// `proxy:` or `middleware.registry[name=downstream]`; without either, nothing is pulled.
-    pub upstreams: Option<Upstreams>,
+    /// `proxy:` or `middleware.registry[name=downstream]`, and `upstreams:`; without any, nothing is
+    /// pulled.
+    pub upstreams: Vec<Upstream>,
+    /// `auth:`; without it, everyone may see everything.
+    pub auth: Option<Auth>,
     /// `catalog.maxentries`: how many repositories an answer lists at most; 1000 when absent.
     pub catalog_max_entries: usize,
     /// One sentence for each key that is accepted but changes nothing, to be logged at start.
@@ -116,7 +121,13 @@ impl Config {
         });
         let storage = Storage::read(root);
         let (log, cache, http) = (Log::read(root), Cache::read(root), Http::read(root));
-        let upstreams = Upstreams::read(root);
+        let (upstreams, auth) = (Upstream::read(root), Auth::read(root));
+        if matches!(auth, Some(Auth::Upstream(_))) && upstreams.is_empty() {
+            root.mistake(
+                "auth.upstream",
+                "there is no upstream to ask; name one in proxy or upstreams",
+            );
+        }
         let catalog_max_entries = root.section("catalog", |catalog| {
             catalog.value("maxentries", catalog_entries).unwrap_or(CATALOG_MAX_ENTRIES)
         });
@@ -127,6 +138,7 @@ impl Config {
             cache,
             http,
             upstreams,
+            auth,
             catalog_max_entries,
             notes: Vec::new(),
         })

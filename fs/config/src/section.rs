@@ -163,6 +163,11 @@ impl Section<'_> {
         self.findings.mistake(&origin, text);
     }
 
+    /// A mistake of this whole section.
+    pub fn mistake_of_all(&mut self, text: &str) {
+        self.findings.mistake(&self.origin, format!("{}: {text}", self.path));
+    }
+
     /// A note on the line of `key`.
     pub fn add_note(&mut self, key: &str, text: &str) {
         let text = format!("{}: {text}", self.path_of(key));

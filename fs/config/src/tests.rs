@@ -4,7 +4,10 @@ mod mistakes;
 
 use std::{path::Path, time::Duration};
 
-use crate::{CacheSize, ClientAuth, Config, Formatter, Level, Mistakes, S3, Storage, TlsVersion};
+use crate::{
+    Auth, CacheSize, ClientAuth, Config, Credentials, Formatter, Http, Level, Mistakes, S3,
+    SecretSource, Storage, TlsVersion,
+};
 
 /// The configuration of Debian's package docker-registry, as it is installed.
 const DEBIAN: &str = "\
@@ -89,28 +92,26 @@ fn dtrs_example_loads_as_it_stands() {
     assert_eq!(tls.certificate, Path::new("/run/secrets/cache.cert.pem"));
     assert_eq!(tls.key, Path::new("/run/secrets/cache.key.pem"));
     assert_eq!(tls.minimum_version, TlsVersion::Tls12);
-    let upstreams = config.upstreams.unwrap();
-    assert_eq!(upstreams.urls, ["https://dtr.example.com:4443"]);
-    assert_eq!(upstreams.certificate_authorities, [Path::new("/run/secrets/dtr.cert.pem")]);
-    assert!(upstreams.credentials.is_none());
+    let [upstream] = &config.upstreams[..] else { panic!("not one upstream") };
+    assert_eq!(upstream.urls, ["https://dtr.example.com:4443"]);
+    assert_eq!(upstream.certificate_authorities, [Path::new("/run/secrets/dtr.cert.pem")]);
+    assert!(upstream.is_default && upstream.key.is_none() && upstream.credentials.is_none());
     let noted: Vec<_> = config.notes.iter().map(|note| note.split(": ").nth(1).unwrap()).collect();
     let blobttl = "middleware.registry[0].options.blobttl";
     assert_eq!(noted, ["storage.delete.enabled", "http.secret", "http.host", blobttl]);
 }
 
-/// Debian asks for passwords, and to serve without asking would open the cache to everyone.
 #[test]
-fn debians_file_loads_but_for_auth() {
-    let found = mistakes(DEBIAN);
-    assert!(found.starts_with("config.yml:16: auth: not supported"), "{found}");
-    assert_eq!(found.lines().count(), 1, "{found}");
-
-    let (start, rest) = DEBIAN.split_once("auth:").unwrap();
-    let (_, health) = rest.split_once("health:").unwrap();
-    let config = parse(&format!("{start}health:{health}")).unwrap();
+fn debians_file_loads_as_it_is_installed() {
+    let config = parse(DEBIAN).unwrap();
     assert_eq!(config.http.addr, "0.0.0.0:5000");
     let header = ("X-Content-Type-Options".to_owned(), "nosniff".to_owned());
     assert_eq!(config.http.headers, [header]);
+    let Some(Auth::Htpasswd(htpasswd)) = config.auth else { panic!("{:?}", config.auth) };
+    assert_eq!(
+        (&*htpasswd.realm, &*htpasswd.path),
+        ("basic-realm", Path::new("/etc/docker/registry"))
+    );
     assert_eq!(config.notes.len(), 4, "{:?}", config.notes);
 }
 
@@ -132,7 +133,7 @@ fn an_absent_key_has_its_default_and_an_empty_value_is_as_good_as_absent() {
         assert_eq!(config.http.addr, "0.0.0.0:5000");
         assert_eq!(config.http.drain_timeout, Duration::from_secs(60));
         assert!(config.http.http2 && !config.http.h2c);
-        assert!(config.http.tls.is_none() && config.upstreams.is_none());
+        assert!(config.http.tls.is_none() && config.upstreams.is_empty());
         assert_eq!(config.notes, Vec::<String>::new());
     }
     let s3 = s3(parse(MINIMAL_S3).unwrap());
@@ -189,20 +190,16 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert_eq!(config.cache.size, CacheSize::Bytes(50_000_000_000));
     assert_eq!(config.cache.min_free, CacheSize::Percent(5));
     assert_eq!(config.cache.scrub_bytes_per_second, 1 << 20);
-    assert_eq!(config.http.addr, "[::]:5000");
-    assert_eq!(config.http.drain_timeout, Duration::from_secs(90));
-    assert!(!config.http.http2 && config.http.h2c);
     assert_eq!(config.catalog_max_entries, 7);
-    let tls = config.http.tls.as_ref().unwrap();
-    assert_eq!(tls.minimum_version, TlsVersion::Tls13);
-    let suites = ["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_AES_256_GCM_SHA384"];
-    assert_eq!(tls.cipher_suites, suites);
-    assert_eq!(tls.client_authorities, [Path::new("ca")]);
-    assert_eq!(tls.client_auth, ClientAuth::IfGiven);
-    let upstreams = config.upstreams.as_ref().unwrap();
-    assert_eq!(upstreams.urls, ["https://registry-1.docker.io"]);
-    let credentials = upstreams.credentials.as_ref().unwrap();
-    assert_eq!((&*credentials.username, credentials.password.expose()), ("u", "0777"));
+    assert_http(&config.http);
+    let upstream = &config.upstreams[0];
+    assert_eq!(upstream.urls, ["https://registry-1.docker.io"]);
+    let Some(Credentials::Password { username, password: SecretSource::Value(password) }) =
+        &upstream.credentials
+    else {
+        panic!("no password")
+    };
+    assert_eq!((&**username, password.expose()), ("u", "0777"));
 
     let s3 = s3(config);
     assert_eq!((&*s3.bucket, &*s3.region), ("images", "0123"));
@@ -214,6 +211,18 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert_eq!((&*s3.root_directory, s3.kms_key_id.as_deref()), ("a/b", Some("key")));
     assert_eq!(s3.storage_class.as_deref(), Some("STANDARD_IA"));
     assert_eq!(s3.chunk_size_bytes, 5 << 20);
+}
+
+fn assert_http(http: &Http) {
+    assert_eq!(http.addr, "[::]:5000");
+    assert_eq!(http.drain_timeout, Duration::from_secs(90));
+    assert!(!http.http2 && http.h2c);
+    let tls = http.tls.as_ref().unwrap();
+    assert_eq!(tls.minimum_version, TlsVersion::Tls13);
+    let suites = ["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_AES_256_GCM_SHA384"];
+    assert_eq!(tls.cipher_suites, suites);
+    assert_eq!(tls.client_authorities, [Path::new("ca")]);
+    assert_eq!(tls.client_auth, ClientAuth::IfGiven);
 }
 
 #[test]
@@ -262,9 +271,9 @@ frobnicate: 1
         &format!("20: {upstreams}[1]: {url}"),
         &format!("21: {upstreams}[2]: {url}"),
         "22: cache: expected a mapping, found a single value",
-        "23: auth: not supported in this version, and without it everyone who reaches Larder can \
-         pull everything; remove it only if that is right, and else check users in a proxy in \
-         front",
+        "23: auth.token.service: is missing",
+        "23: auth.token.issuer: is missing",
+        "23: auth.token.rootcertbundle: is missing, and so is jwks; name the keys that sign",
         "24: frobnicate: unknown key; remove it, or see README.md for the keys there are",
     ]
     .map(|line| format!("config.yml:{line}"));
@@ -300,7 +309,7 @@ fn variables_override_and_add() {
     assert_eq!(config.cache.size, CacheSize::Percent(30));
     assert_eq!(config.cache.min_free, CacheSize::Bytes(2 << 30));
     assert_eq!(config.log.level, Level::Debug);
-    assert_eq!(config.upstreams.as_ref().unwrap().urls, ["https://a:5000", "http://b"]);
+    assert_eq!(config.upstreams[0].urls, ["https://a:5000", "http://b"]);
     assert_eq!(
         config.notes,
         [

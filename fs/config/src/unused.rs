@@ -4,11 +4,6 @@ use crate::section::Section;
 
 /// Takes these sections: what would change who gets what is refused, the rest noted.
 pub(crate) fn read(root: &mut Section<'_>) {
-    root.refuse(
-        "auth",
-        "not supported in this version, and without it everyone who reaches Larder can pull \
-         everything; remove it only if that is right, and else check users in a proxy in front",
-    );
     root.refuse("reporting", "no errors are sent anywhere; watch the log, and remove it");
     root.section("notifications", |notifications| {
         notifications.refuse("endpoints", "no events are sent; remove it");

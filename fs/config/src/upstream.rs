@@ -1,11 +1,18 @@
-//! `proxy:` and DTR's `middleware.registry[name=downstream]`: where a miss is pulled from.
+//! `proxy:`, DTR's `middleware.registry[name=downstream]`, and Larder's own `upstreams:`: where a
+//! miss is pulled from.
+
+mod credentials;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
+use larder_layout::Repository;
+
+pub use self::credentials::{Credentials, SecretSource};
 use crate::{
-    Secret,
     section::Section,
-    value::{boolean, duration, path, secret, string, url, url_or_host},
+    value::{boolean, duration, host_and_port, path, url, url_or_host},
 };
 
 /// Why neither `proxy.ttl` nor `blobttl` does anything.
@@ -13,85 +20,138 @@ const NOTHING_EXPIRES: &str = "nothing is removed from the storage in this versi
 /// Why the storage middlewares of Distribution do nothing.
 const REDIRECTS_NOBODY: &str = "Larder serves every blob itself and redirects nobody";
 
-/// The upstream registry, reachable under one URL or several.
+/// Docker Hub's name, which is not the host that serves it.
+const DOCKER_HUB: &str = "docker.io";
+const DOCKER_HUB_URL: &str = "https://registry-1.docker.io";
+const DOCKER_HUB_HOSTS: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
+
+/// One upstream registry, reachable under one URL or several.
 #[derive(Debug)]
-pub struct Upstreams {
+pub struct Upstream {
+    /// Its key in `upstreams:`, a component of a repository's name; `None` for the one of `proxy:`
+    /// or `middleware:`, which is always the default.
+    pub key: Option<String>,
+    /// Whether repositories that name no registry are this one's. At most one upstream is.
+    pub is_default: bool,
+    /// `hosts`: what else it is called in `?ns=`, in a path, and as the `Host` of a request.
+    pub hosts: Vec<String>,
+    /// `mirror`: whether its URLs are those of a mirror of several registries, which is told by
+    /// `?ns=` which of them is meant, as containerd does.
+    pub is_mirror: bool,
     /// `scheme://host[:port]`, without a trailing slash; at least one. All serve the same content.
     pub urls: Vec<String>,
     /// PEM files with the certificates to trust besides the system's.
     pub certificate_authorities: Vec<PathBuf>,
-    /// `proxy.username` and `proxy.password`.
+    /// What Larder says of itself when it is asked.
     pub credentials: Option<Credentials>,
+    /// `realms`: token servers outside of its domain that may see the credentials, as
+    /// `scheme://host[:port]`.
+    pub realms: Vec<String>,
 }
 
-/// What Larder says to the upstream of itself.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The user.
-    pub username: String,
-    /// The password or token.
-    pub password: Secret,
-}
-
-impl Upstreams {
-    /// Reads `proxy:` and `middleware:`.
-    pub(crate) fn read(root: &mut Section<'_>) -> Option<Self> {
+impl Upstream {
+    /// Reads `proxy:`, `middleware:` and `upstreams:`.
+    pub(crate) fn read(root: &mut Section<'_>) -> Vec<Self> {
         let proxy = root.section("proxy", Self::read_proxy);
         let mut all = root.section("middleware", read_middleware);
         all.extend(proxy);
         if all.len() > 1 {
             root.mistake(
                 "middleware",
-                "the upstream is given more than once, by proxy or another downstream; keep one",
+                "the default upstream is given more than once, by proxy or another downstream; \
+                 keep one, and put others into upstreams",
             );
         }
-        all.pop()
+        let keyed = root.section("upstreams", |upstreams| {
+            let keys = upstreams.keys();
+            let read = |key: &String| upstreams.section(key, |one| Self::read_keyed(key, one));
+            keys.iter().map(read).collect::<Vec<_>>()
+        });
+        let defaults = keyed.iter().filter(|upstream| upstream.is_default).count();
+        if defaults + all.len().min(1) > 1 {
+            root.mistake(
+                "upstreams",
+                "more than one upstream is the default, that of proxy or middleware counted; keep one",
+            );
+        }
+        all.extend(keyed);
+        all
     }
 
     fn read_proxy(proxy: &mut Section<'_>) -> Option<Self> {
-        proxy.refuse(
-            "exec",
-            "no program is run for credentials; give username and password, and restart Larder \
-             when they change",
-        );
         proxy.note_valid("ttl", duration, NOTHING_EXPIRES);
         if !proxy.is_empty() {
             proxy.require("remoteurl");
         }
         let credentials = Credentials::read(proxy);
+        let realms = proxy.list("realms", url);
         let urls = vec![proxy.value("remoteurl", url)?];
-        Some(Self { urls, certificate_authorities: Vec::new(), credentials })
+        Some(Self { credentials, realms, ..Self::default_at(urls) })
     }
 
     fn read_downstream(options: &mut Section<'_>) -> Self {
         options.note_valid("blobttl", duration, NOTHING_EXPIRES);
         options.require("upstreams");
+        let urls = options.list("upstreams", |text| url_or_host(text, "https"));
+        let certificate_authorities = options.list("cas", path);
+        Self { certificate_authorities, ..Self::default_at(urls) }
+    }
+
+    /// The default upstream, with nothing but its URLs.
+    fn default_at(urls: Vec<String>) -> Self {
         Self {
-            urls: options.list("upstreams", |text| url_or_host(text, "https")),
-            certificate_authorities: options.list("cas", path),
+            key: None,
+            is_default: true,
+            hosts: Vec::new(),
+            is_mirror: false,
+            urls,
+            certificate_authorities: Vec::new(),
             credentials: None,
+            realms: Vec::new(),
+        }
+    }
+
+    fn read_keyed(key: &str, upstream: &mut Section<'_>) -> Self {
+        if key.contains('/') || key.parse::<Repository>().is_err() {
+            upstream.mistake_of_all(
+                "repositories are named after it, so it takes lower-case letters and digits, joined \
+                 by . _ or -, and no port; what else it is called goes into hosts",
+            );
+        }
+        let mut urls = upstream.list("urls", |text| url_or_host(text, "https"));
+        let mut hosts = upstream.list("hosts", host_and_port);
+        if key == DOCKER_HUB {
+            hosts.extend(DOCKER_HUB_HOSTS.map(str::to_owned));
+        }
+        if urls.is_empty() {
+            urls.push(if key == DOCKER_HUB {
+                DOCKER_HUB_URL.to_owned()
+            } else {
+                format!("https://{key}")
+            });
+        }
+        Self {
+            key: Some(key.to_owned()),
+            is_default: upstream.value("default", boolean).unwrap_or(false),
+            hosts,
+            is_mirror: upstream.value("mirror", boolean).unwrap_or(false),
+            urls,
+            certificate_authorities: upstream.list("cas", path),
+            credentials: Credentials::read(upstream),
+            realms: upstream.list("realms", url),
         }
     }
 }
 
-impl Credentials {
-    fn read(proxy: &mut Section<'_>) -> Option<Self> {
-        proxy.require_both("username", "password");
-        let username = proxy.value("username", string);
-        let password = proxy.value("password", secret);
-        Some(Self { username: username?, password: password? })
-    }
-}
-
 /// What the `downstream`s of `middleware:` say; more than one is one too many.
-fn read_middleware(middleware: &mut Section<'_>) -> Vec<Upstreams> {
+fn read_middleware(middleware: &mut Section<'_>) -> Vec<Upstream> {
     middleware.refuse("repository", "not supported; remove it");
     middleware.sections("storage", read_storage_middleware);
     let downstreams = middleware.sections("registry", read_registry_middleware);
     downstreams.into_iter().flatten().collect()
 }
 
-fn read_registry_middleware(registry: &mut Section<'_>) -> Option<Upstreams> {
+fn read_registry_middleware(registry: &mut Section<'_>) -> Option<Upstream> {
     let is_disabled = registry.value("disabled", boolean) == Some(true);
     registry.require("name");
     let is_downstream = registry.value("name", |name| match name {
@@ -100,7 +160,7 @@ fn read_registry_middleware(registry: &mut Section<'_>) -> Option<Upstreams> {
         _ => Err(format!("a registry middleware {name:?} is not supported; remove it")),
     });
     if is_downstream == Some(true) {
-        return Some(registry.section("options", Upstreams::read_downstream));
+        return Some(registry.section("options", Upstream::read_downstream));
     }
     registry.note("options", "this middleware is disabled");
     None

@@ -105,7 +105,7 @@ pub(crate) fn listen_address(text: &str) -> Result<String, String> {
 pub(crate) fn url(text: &str) -> Result<String, String> {
     if text.contains('@') {
         return Err("a URL here takes no user name and password, because logs name it; those \
-                    for the upstream go into proxy.username and proxy.password"
+                    for an upstream go into its username and password"
             .to_owned());
     }
     let malformed = || {
@@ -114,12 +114,10 @@ pub(crate) fn url(text: &str) -> Result<String, String> {
     };
     let (scheme, rest) = text.split_once("://").ok_or_else(malformed)?;
     let authority = rest.strip_suffix('/').unwrap_or(rest);
-    let is_valid = match authority.rsplit_once(':') {
-        Some((host, port)) if !authority.ends_with(']') => is_host(host) && is_port(port),
-        _ => is_host(authority),
-    };
     match &*scheme.to_ascii_lowercase() {
-        scheme @ ("http" | "https") if is_valid => Ok(format!("{scheme}://{authority}")),
+        scheme @ ("http" | "https") if host_and_port(authority).is_ok() => {
+            Ok(format!("{scheme}://{authority}"))
+        }
         _ => Err(malformed().to_owned()),
     }
 }
@@ -143,6 +141,15 @@ pub(crate) fn url_with_path(text: &str) -> Result<String, String> {
 /// Like [`url`], where a bare `host[:port]` gets `scheme`.
 pub(crate) fn url_or_host(text: &str, scheme: &str) -> Result<String, String> {
     if text.contains("://") { url(text) } else { url(&format!("{scheme}://{text}")) }
+}
+
+/// A host's name or address, with or without a port.
+pub(crate) fn host_and_port(text: &str) -> Result<String, String> {
+    let is_valid = match text.rsplit_once(':') {
+        Some((host, port)) if !text.ends_with(']') => is_host(host) && is_port(port),
+        _ => is_host(text),
+    };
+    if is_valid { Ok(text.to_owned()) } else { Err(expected("a host such as quay.io", text)) }
 }
 
 fn is_host(text: &str) -> bool {

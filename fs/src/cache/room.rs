@@ -142,7 +142,7 @@ impl State {
         }
     }
 
-    fn step(&self, more_bytes: u64, writable_bytes: u64) -> Step {
+    fn step(&self, more_bytes: u64, writable_bytes: i64) -> Step {
         let mut index = self.index();
         let sums = index.sums;
         if !self.is_counted.load(Ordering::Relaxed) {
@@ -150,12 +150,15 @@ impl State {
         }
         let over = sums.used().saturating_add(more_bytes).saturating_sub(self.limits.size_bytes);
         let promised_bytes = sums.reserved.saturating_add(more_bytes);
-        let deficit = over.max(promised_bytes.saturating_sub(writable_bytes));
+        let deficit = over.max(signed(promised_bytes).saturating_sub(writable_bytes).max(0) as u64);
         let leaving = sums.evicting + sums.discarded;
+        let available = sums.idle + leaving + sums.quarantined;
+        // Where others have filled the disk, all that can be given up is not enough, but is given up.
+        let deficit = if more_bytes == 0 { deficit.min(available) } else { deficit };
         if deficit == 0 {
             index.sums.reserved = promised_bytes;
             Step::Granted
-        } else if deficit > sums.idle + leaving + sums.quarantined {
+        } else if deficit > available {
             Step::Full
         } else if deficit <= leaving {
             Step::Wait(sums, true)
@@ -167,16 +170,17 @@ impl State {
         }
     }
 
-    /// How much of what is promised can be written before `cache.min_free` is touched. What is
-    /// written already, of the staged files, counts as writable: it is promised, too.
-    fn writable_bytes(&self, more_bytes: u64, has_evicted: bool) -> Result<u64> {
+    /// How much of what is promised can be written before `cache.min_free` is touched; less than
+    /// nothing when others have touched it. What is written already, of the staged files, counts as
+    /// writable: it is promised, too.
+    fn writable_bytes(&self, more_bytes: u64, has_evicted: bool) -> Result<i64> {
         let reserved_bytes = self.index().sums.reserved;
-        let promised_bytes = reserved_bytes.saturating_add(more_bytes);
+        let promised_bytes = signed(reserved_bytes.saturating_add(more_bytes));
         let free_bytes = self.free_bytes()?;
         if free_bytes >= promised_bytes {
             return Ok(free_bytes);
         }
-        let written_bytes = self.staged_bytes()?.min(reserved_bytes);
+        let written_bytes = signed(self.staged_bytes()?.min(reserved_bytes));
         if free_bytes + written_bytes >= promised_bytes || !has_evicted {
             return Ok(free_bytes + written_bytes);
         }
@@ -190,10 +194,10 @@ impl State {
     }
 
     /// What the disk has over `cache.min_free`.
-    fn free_bytes(&self) -> Result<u64> {
+    fn free_bytes(&self) -> Result<i64> {
         let disk = disk::run("statvfs", &self.directory, || Ok(statvfs(&self.directory)?))?;
         let free_bytes = disk.blocks_available() * disk.fragment_size();
-        Ok(free_bytes.saturating_sub(resolve(self.limits.min_free, &disk)))
+        Ok(signed(free_bytes) - signed(resolve(self.limits.min_free, &disk)))
     }
 
     fn staged_bytes(&self) -> Result<u64> {
@@ -246,6 +250,11 @@ impl State {
         );
         Error::disk(operation, io::Error::from_raw_os_error(libc::ENOSPC))
     }
+}
+
+/// No disk has so many bytes.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// What the files in a directory and in those below it take of the disk.

@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use larder_config::Storage as Config;
 use object_store::{ObjectStoreExt, path::Path as Key};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::store::{self, Backend};
 
@@ -21,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// How long the first requests may take, in which a wrong configuration shows: an operator is told
 /// within 10 s.
 const ACCESS_DEADLINE: Duration = Duration::from_secs(9);
+/// The same for what is asked of a directory besides, after it was opened twice.
+const DIRECTORY_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -125,7 +128,11 @@ pub async fn all(config: &Config, mut report: impl FnMut(&Finding)) -> bool {
             return false;
         }
     };
-    for finding in of_a_directory(config).await {
+    let Some(of_a_directory) = of_a_directory(config).await else {
+        let silence = probe.first.explain_silence(DIRECTORY_DEADLINE);
+        return report(Finding::new("mount", Verdict::Failure, silence));
+    };
+    for finding in of_a_directory {
         report(finding);
     }
     if report(probe.run("access", ACCESS_DEADLINE, probes::access(&probe)).await) {
@@ -137,15 +144,12 @@ pub async fn all(config: &Config, mut report: impl FnMut(&Finding)) -> bool {
     is_well
 }
 
-/// What only applies to a directory. A server that goes away meanwhile does not keep us.
-async fn of_a_directory(config: &Config) -> Vec<Finding> {
-    let Config::Filesystem { root_directory } = config else { return Vec::new() };
+/// What only applies to a directory; `None` when it does not answer.
+async fn of_a_directory(config: &Config) -> Option<Vec<Finding>> {
+    let Config::Filesystem { root_directory } = config else { return Some(Vec::new()) };
     let root = root_directory.clone();
     let checks = tokio::task::spawn_blocking(move || local::checks(&root));
-    match tokio::time::timeout(DEADLINE, checks).await {
-        Ok(Ok(findings)) => findings,
-        _ => vec![Finding::new("mount", Verdict::Failure, "the directory does not answer")],
-    }
+    tokio::time::timeout(DIRECTORY_DEADLINE, checks).await.ok()?.ok()
 }
 
 /// What `mount` asks before it mounts.
@@ -164,11 +168,12 @@ pub enum Readiness {
 /// The short form: whether the storage lets us in, and whether one client reads at once what
 /// another has written. What else there is to say of a directory is logged.
 pub async fn readiness(config: &Config) -> Readiness {
+    let deadline = Instant::now() + ACCESS_DEADLINE;
     let probe = match Probe::open(config) {
         Ok(probe) => probe,
         Err(mistake) => return Readiness::Unfit(mistake),
     };
-    match tokio::time::timeout(ACCESS_DEADLINE, probes::access(&probe)).await {
+    match tokio::time::timeout_at(deadline, probes::access(&probe)).await {
         Ok(Ok(_)) => {}
         Ok(Err(e)) if probe.first.is_misconfigured(&e) => {
             return Readiness::Unfit(probe.first.explain(&e));
@@ -176,7 +181,7 @@ pub async fn readiness(config: &Config) -> Readiness {
         Ok(Err(e)) => return Readiness::Unreachable(probe.first.explain(&e)),
         Err(_) => return Readiness::Unreachable(probe.first.explain_silence(ACCESS_DEADLINE)),
     }
-    for finding in of_a_directory(config).await {
+    for finding in of_a_directory(config).await.unwrap_or_default() {
         match finding {
             Finding { check: local::ATTRIBUTES, verdict: Verdict::Failure, detail } => {
                 return Readiness::Inconsistent(detail);

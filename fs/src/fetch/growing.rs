@@ -70,6 +70,10 @@ impl Growing {
         let name = format!("fetch:{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         let room = fetches.cache.reserve(0)?;
         let file = fetches.cache.stage(&name)?;
+        // A file that grows as it is written takes more of XFS than was reserved: it is given room
+        // to grow on.
+        let sized = file.set_len(meta.size_bytes);
+        sized.map_err(|e| Error::disk(format!("give {name} its length"), e))?;
         let blocks = usize::try_from(meta.size_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(usize::MAX);
         let state = State {
             blocks: vec![Block::Missing; blocks].into(),
@@ -198,7 +202,8 @@ impl Growing {
         let is_missing = |block: &usize| state.blocks[*block] == Block::Missing;
         let next = (cursor..state.blocks.len()).find(is_missing);
         let next = next.or_else(|| (0..cursor).find(is_missing))?;
-        let run = state.claim(next, RUN_BLOCKS);
+        // Runs begin where parts of the same length do: a range that crosses them costs more.
+        let run = state.claim(next, RUN_BLOCKS - next % RUN_BLOCKS);
         state.cursor = Some(run.end);
         Some(run)
     }
@@ -250,6 +255,7 @@ impl Growing {
     }
 
     fn hash_blocks(&self, mut verifier: Verifier, block: usize, pieces: &[Bytes]) {
+        let mut content = Vec::new();
         loop {
             let next = self.state().hashed_blocks;
             let start = next as u64 * BLOCK_BYTES;
@@ -259,10 +265,11 @@ impl Growing {
             if next == block {
                 pieces.iter().for_each(|piece| verifier.update(piece));
             } else {
-                match self.read_file(start..(start + BLOCK_BYTES).min(self.meta.size_bytes)) {
-                    Ok(content) => verifier.update(&content),
-                    Err(e) => return self.end(Err(e)),
+                content.resize(self.block_bytes(next) as usize, 0);
+                if let Err(e) = self.file.read_exact_at(&mut content, start) {
+                    return self.end(Err(self.disk_error("read", e)));
                 }
+                verifier.update(&content);
             }
             let mut state = self.state();
             state.hashed_blocks += 1;

@@ -56,7 +56,7 @@ impl Growing {
         Ok(())
     }
 
-    fn block_bytes(&self, block: usize) -> u64 {
+    pub(super) fn block_bytes(&self, block: usize) -> u64 {
         let start = block as u64 * BLOCK_BYTES;
         BLOCK_BYTES.min(self.meta.size_bytes.saturating_sub(start))
     }

@@ -127,11 +127,13 @@ impl OpenFiles {
         files.get(&handle.0).map(|file| Arc::clone(&file.opened)).ok_or(Error::BadHandle)
     }
 
-    pub fn remove(&self, number: u64, handle: FileHandle) {
+    /// Ends a handle. What it had open comes back, unless that stays open besides.
+    pub fn remove(&self, number: u64, handle: FileHandle) -> Option<Arc<Opened>> {
         let removed = self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&handle.0);
-        if let Some(file) = removed {
-            self.passthrough.close(number, &file.mode);
-        }
+        let OpenFile { opened, mode } = removed?;
+        self.passthrough.close(number, &mode);
+        let is_kept = matches!(&*opened, Opened::Blob(blob) if Arc::strong_count(blob) > 1);
+        (!is_kept).then_some(opened)
     }
 
     fn keep(&self, opened: Opened, mode: Mode) -> FileHandle {

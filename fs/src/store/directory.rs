@@ -20,7 +20,10 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path as FilePath,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, OnceLock, Weak,
+        mpsc::{self, SyncSender},
+    },
     thread,
     time::{Duration, SystemTime},
 };
@@ -44,8 +47,11 @@ use self::{
 };
 use super::{Backend, Leftovers, PART_BYTES};
 
-/// How long the directory may take to be opened, in which a wrong configuration shows.
-const OPEN_DEADLINE: Duration = Duration::from_secs(9);
+/// How long the directory may take to be opened, in which a wrong configuration shows. One that takes
+/// longer is asked for 9 s more, and an operator is told within 10 s.
+const OPEN_DEADLINE: Duration = Duration::from_millis(800);
+/// The pause before a directory is opened again that could not be opened in time.
+const OPEN_PAUSE: Duration = Duration::from_secs(5);
 /// How many threads may wait for the directory. An NFS server that is away keeps them all, and the
 /// local cache needs threads, too.
 const CALLS_MAX: usize = 64;
@@ -59,7 +65,7 @@ const DELETES: usize = 10;
 /// # Errors
 /// A sentence that names the key to look at.
 pub fn open(root: &FilePath) -> Result<Backend, String> {
-    let directory = open_in_time(root)?;
+    let directory = Directory::open(root)?;
     Ok(Backend {
         objects: Arc::new(directory.clone()),
         leftovers: Some(Arc::new(directory)),
@@ -68,22 +74,6 @@ pub fn open(root: &FilePath) -> Result<Backend, String> {
         attributes: Attributes::new(),
         mistaken_key,
         endpoint_key: "storage.filesystem.rootdirectory",
-    })
-}
-
-/// Whoever waits for an export whose server is away waits for as long as it is away.
-fn open_in_time(root: &FilePath) -> Result<Directory, String> {
-    let (send, opened) = mpsc::channel();
-    let path = root.to_owned();
-    let open = move || drop(send.send(Directory::open(&path)));
-    let opener = thread::Builder::new().name("open".to_owned()).spawn(open);
-    opener.map_err(|e| format!("no thread to open {}: {e}", root.display()))?;
-    opened.recv_timeout(OPEN_DEADLINE).unwrap_or_else(|_| {
-        Err(format!(
-            "storage.filesystem.rootdirectory: {} did not answer within {} s; is its server away?",
-            root.display(),
-            OPEN_DEADLINE.as_secs()
-        ))
     })
 }
 
@@ -108,26 +98,34 @@ fn mistaken_key(error: &Error) -> Option<&'static str> {
 /// A directory that is written durably, and read as NFS needs it. Clones are the same directory.
 #[derive(Clone, Debug)]
 pub struct Directory {
-    root: Arc<Root>,
-    inner: LocalFileSystem,
+    path: Arc<FilePath>,
+    /// Not there yet while a server is away that was away already when it was to be opened.
+    root: Arc<OnceLock<Arc<Root>>>,
     calls: Arc<Semaphore>,
 }
 
 impl Directory {
-    /// Opens `path`, which must exist: creating it would hide an export that is not mounted.
+    /// The directory at `path`, which exists: whoever creates it here may hide an export that is
+    /// not mounted.
+    ///
+    /// Whoever waits for an export whose server is away waits for as long as it is away. So it is
+    /// opened in a thread of its own, and whoever calls it before that has ended waits as for any
+    /// answer of it.
     ///
     /// # Errors
-    /// A sentence that names the key to look at.
+    /// A sentence that names the key to look at, if there is one within [`OPEN_DEADLINE`].
     pub fn open(path: &FilePath) -> Result<Self, String> {
-        let explain =
-            |what: String| format!("storage.filesystem.rootdirectory: {} {what}", path.display());
-        let unopened = |e: &dyn std::fmt::Display| {
-            explain(format!("cannot be opened: {e}; create it, or mount the export there"))
+        let (path, root) = (Arc::from(path), Arc::default());
+        // Told only to who still waits.
+        let (tell, opened) = mpsc::sync_channel(0);
+        let open = {
+            let (path, root) = (Arc::clone(&path), Arc::downgrade(&root));
+            move || open_root(&path, &root, &tell)
         };
-        let root = Arc::new(Root::open(path).map_err(|e| unopened(&e))?);
-        let inner = LocalFileSystem::new_with_prefix(path).map_err(|e| unopened(&e))?;
-        staged::try_out(&root).map_err(explain)?;
-        Ok(Self { root, inner, calls: Arc::new(Semaphore::new(CALLS_MAX)) })
+        let opener = thread::Builder::new().name("open".to_owned()).spawn(open);
+        opener.map_err(|e| format!("no thread to open {}: {e}", path.display()))?;
+        opened.recv_timeout(OPEN_DEADLINE).unwrap_or(Ok(()))?;
+        Ok(Self { path, root, calls: Arc::new(Semaphore::new(CALLS_MAX)) })
     }
 
     /// Runs what may wait for the directory in a thread of its own.
@@ -141,10 +139,41 @@ impl Directory {
         let run = tokio::task::spawn_blocking(move || {
             // Held until the thread is free again, also when nobody waits for it any more.
             let _call = call;
-            operation(&root)
+            operation(root.wait())
         });
         Ok(run.await?)
     }
+}
+
+/// Opens the directory and tells how that ended. When nobody waits for that any more, goes on until
+/// it is open, or not needed.
+fn open_root(
+    path: &FilePath,
+    root: &Weak<OnceLock<Arc<Root>>>,
+    tell: &SyncSender<Result<(), String>>,
+) {
+    loop {
+        let opened = try_to_open(path);
+        let Some(root) = root.upgrade() else { return };
+        let outcome = opened.map(|opened| drop(root.set(opened)));
+        drop(root);
+        match (outcome.clone(), tell.send(outcome)) {
+            (Ok(()), _) | (_, Ok(())) => return,
+            (Err(mistake), Err(_)) => tracing::warn!("{mistake}"),
+        }
+        thread::sleep(OPEN_PAUSE);
+    }
+}
+
+fn try_to_open(path: &FilePath) -> Result<Arc<Root>, String> {
+    let explain =
+        |what: String| format!("storage.filesystem.rootdirectory: {} {what}", path.display());
+    let root = Root::open(path).map_err(|e| {
+        explain(format!("cannot be opened: {e}; create it, or mount the export there"))
+    })?;
+    let root = Arc::new(root);
+    staged::try_out(&root).map_err(explain)?;
+    Ok(root)
 }
 
 /// Blobs never change; links do. Distribution calls the one `data` and the other `link`.
@@ -296,7 +325,7 @@ fn generic(source: Box<dyn std::error::Error + Send + Sync>) -> Error {
 
 impl std::fmt::Display for Directory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "directory {}", self.root.path().display())
+        write!(f, "directory {}", self.path.display())
     }
 }
 
@@ -364,9 +393,12 @@ impl ObjectStore for Directory {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (directory, prefix) = (self.clone(), prefix.cloned());
         let objects = async move {
-            let path = directory.root.path_of(prefix.as_ref().unwrap_or(&Path::default()));
-            directory.blocking(move |root| root.revalidate(&path)).await?;
-            Ok::<_, Error>(directory.inner.list(prefix.as_ref()))
+            let from = prefix.clone().unwrap_or_default();
+            let files = directory.blocking(move |root| {
+                root.revalidate(&root.path_of(&from));
+                LocalFileSystem::new_with_prefix(root.path())
+            });
+            Ok::<_, Error>(files.await??.list(prefix.as_ref()))
         };
         stream::once(objects).try_flatten().boxed()
     }
@@ -377,7 +409,8 @@ impl ObjectStore for Directory {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
+        let files = self.blocking(|root| LocalFileSystem::new_with_prefix(root.path()));
+        files.await??.copy_opts(from, to, options).await
     }
 }
 

@@ -12,6 +12,8 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use libc::{AT_FDCWD, mode_t, off64_t, size_t, ssize_t, timespec};
@@ -25,7 +27,12 @@ pub enum Fault {
     DoneAndError,
     /// It reads or writes half of what it was asked to.
     Short,
+    /// It is done late, when everything that need not wait for it has gone on.
+    Stall,
 }
+
+/// How long a call stalls: it is this thread's time, and not the nodes', that stands still.
+const STALL: Duration = Duration::from_millis(20);
 
 /// Spoils one call on a file below `directory`, after so many that are well. Dropped, all are well.
 pub struct Plan(#[expect(dead_code, reason = "there is one disk, and one plan for it")] Turn);
@@ -126,6 +133,10 @@ fn transfer(file: c_int, size: size_t, call: impl Fn(size_t) -> c_long) -> ssize
     let outcome = match fault(Subject::File(file), true) {
         None => call(size),
         Some(Fault::Short) => call(size.div_ceil(2)),
+        Some(Fault::Stall) => {
+            thread::sleep(STALL);
+            call(size)
+        }
         Some(Fault::Error(errno)) => fail(errno),
         Some(Fault::DoneAndError) => {
             call(size);
@@ -139,6 +150,10 @@ fn transfer(file: c_int, size: size_t, call: impl Fn(size_t) -> c_long) -> ssize
 fn change(subject: Subject, call: impl Fn() -> c_long) -> c_int {
     let outcome = match fault(subject, false) {
         None | Some(Fault::Short) => call(),
+        Some(Fault::Stall) => {
+            thread::sleep(STALL);
+            call()
+        }
         Some(Fault::Error(errno)) => fail(errno),
         Some(Fault::DoneAndError) => {
             // A file that was opened stays open, and nobody is told of it.

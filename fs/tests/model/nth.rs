@@ -127,8 +127,8 @@ fn each_call_on_the_storage_fails(scenario: &Scenario) {
 }
 
 fn each_call_on_the_disk_fails(scenario: &Scenario) {
-    use disk::Fault::{DoneAndError, Error, Short};
-    for fault in [Error(libc::EIO), Error(libc::ENOSPC), DoneAndError, Short] {
+    use disk::Fault::{DoneAndError, Error, Short, Stall};
+    for fault in [Error(libc::EIO), Error(libc::ENOSPC), DoneAndError, Short, Stall] {
         let is_over = |calls_before: &u32| {
             let mut reference = begin(scenario);
             let directory = reference.system.directory(scenario.node).to_owned();

@@ -34,9 +34,10 @@ const BLOB_MAX_BYTES: u64 = 1 << 40;
 pub(super) async fn run(
     pulls: &Pulls,
     pull: &Pull,
+    upstream: &Upstream,
     progress: &watch::Sender<Progress>,
 ) -> Result<Arc<Staging>, Error> {
-    let mut source = Source::open(&pulls.upstream, pull).await?;
+    let mut source = Source::open(upstream, pull).await?;
     let staging = Staging::create(&pulls.content, &pulls.temporary, &pull.digest).await;
     let mut staging = Arc::new(staging.map_err(unwritable)?);
     progress.send_modify(|progress| {

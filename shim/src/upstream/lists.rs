@@ -86,7 +86,7 @@ impl Upstream {
     ) -> Result<Vec<Page>, UpstreamError> {
         let mut ask = Ask {
             method: Method::GET,
-            repository,
+            repository: Some(repository),
             path: path.to_owned(),
             query: None,
             accept: HeaderValue::from_static(accept),
@@ -97,7 +97,7 @@ impl Upstream {
             let mut pages = Vec::new();
             let mut left_bytes = LIST_MAX_BYTES;
             loop {
-                let response = self.send(&ask).await?;
+                let (response, _) = self.send(&ask).await?;
                 let next = next_query(response.url(), response.headers());
                 let media_type = response.headers().get(header::CONTENT_TYPE).cloned();
                 let content = collect(response, left_bytes).await?;

@@ -8,14 +8,19 @@ use std::{
 };
 
 use hyper::StatusCode;
-use larder_config::{Credentials, Secret};
-use larder_layout::Repository;
+use larder_config::Secret;
 use reqwest::{Client, RequestBuilder};
 use serde::Deserialize;
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::{UpstreamError, challenge::Challenge, collect, late};
+use super::{
+    UpstreamError,
+    challenge::Challenge,
+    collect,
+    credentials::{Credentials, Login},
+    error::late,
+};
 
 /// How long a token server may take.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(15);
@@ -32,7 +37,10 @@ const KNOWN_MAX: usize = 4096;
 /// The credentials, and what they were exchanged for.
 pub(super) struct Tokens {
     credentials: Option<Credentials>,
-    known: Mutex<HashMap<(String, Repository), Known>>,
+    /// Token servers that may see them, besides those of the upstream's domain.
+    realms: Vec<String>,
+    /// By what the upstream is reached at, and its name for the repository, which is empty for none.
+    known: Mutex<HashMap<(String, String), Known>>,
 }
 
 struct Known {
@@ -44,16 +52,25 @@ struct Known {
 #[derive(Clone)]
 pub(super) enum Authorization {
     Bearer(Secret),
-    Basic(Credentials),
+    Basic { username: String, password: Secret },
 }
 
 impl Authorization {
     pub(super) fn show(&self, request: RequestBuilder) -> RequestBuilder {
         match self {
             Self::Bearer(token) => request.bearer_auth(token.expose()),
-            Self::Basic(Credentials { username, password }) => {
+            Self::Basic { username, password } => {
                 request.basic_auth(username, Some(password.expose()))
             }
+        }
+    }
+}
+
+impl From<Login> for Authorization {
+    fn from(login: Login) -> Self {
+        match login {
+            Login::Password { username, password } => Self::Basic { username, password },
+            Login::Token(token) => Self::Bearer(token),
         }
     }
 }
@@ -68,18 +85,19 @@ struct Grant {
 }
 
 impl Tokens {
-    pub(super) fn new(credentials: Option<Credentials>) -> Self {
-        Self { credentials, known: Mutex::new(HashMap::new()) }
+    pub(super) fn new(credentials: Option<Credentials>, realms: Vec<String>) -> Self {
+        Self { credentials, realms, known: Mutex::new(HashMap::new()) }
     }
 
     /// What the upstream at `url` has accepted for this repository before, and still should.
-    pub(super) fn known(&self, url: &Url, repository: &Repository) -> Option<Authorization> {
+    pub(super) fn known(&self, url: &Url, repository: &str) -> Option<Authorization> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&(url.authority().to_owned(), repository.clone()))?;
+        let known = known.get(&(url.authority().to_owned(), repository.to_owned()))?;
         (Instant::now() < known.expires).then(|| known.authorization.clone())
     }
 
-    /// Meets one of the challenges of the upstream at `url`: the `Authorization` to send.
+    /// Meets one of the challenges of the upstream at `url`: the `Authorization` to send instead of
+    /// the one that was `refused`.
     ///
     /// # Errors
     /// There is none that can or may be met, or the token server refuses or is in trouble.
@@ -88,18 +106,36 @@ impl Tokens {
         client: &Client,
         challenges: &[Challenge],
         url: &Url,
-        repository: &Repository,
+        repository: &str,
+        refused: Option<Authorization>,
     ) -> Result<Authorization, UpstreamError> {
         let of_scheme =
             |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
-        let (authorization, lifetime) = if let Some(bearer) = of_scheme("bearer") {
-            self.fetch(client, bearer, url, repository).await?
-        } else if let (Some(_), Some(credentials)) = (of_scheme("basic"), &self.credentials) {
-            (Authorization::Basic(credentials.clone()), TOKEN_MAX_LIFETIME)
-        } else if of_scheme("basic").is_some() {
-            return Err(denied("it wants a password, and proxy.username is not set"));
-        } else {
-            return Err(denied("it wants to be shown neither a token nor a password"));
+        if let (Some(Authorization::Basic { .. }), Some(credentials)) =
+            (&refused, &self.credentials)
+        {
+            credentials.refused().await;
+        }
+        let current = match &self.credentials {
+            Some(credentials) => Some(credentials.current(url.authority()).await?),
+            None => None,
+        };
+        let expires = current.as_ref().and_then(|current| current.expires);
+        let login = current.map(|current| current.login);
+        let lifetime = expires.map_or(TOKEN_MAX_LIFETIME, |at| at - Instant::now() + TOKEN_MARGIN);
+        let (authorization, lifetime) = match (of_scheme("bearer"), of_scheme("basic"), login) {
+            (Some(_), _, Some(Login::Token(token))) => (Authorization::Bearer(token), lifetime),
+            (Some(bearer), _, login) => {
+                let login = login.map(Authorization::from);
+                self.fetch(client, bearer, url, repository, login).await?
+            }
+            (None, Some(_), Some(login @ Login::Password { .. })) => (login.into(), lifetime),
+            (None, Some(_), _) => {
+                return Err(denied("it wants a password, and no username is configured for it"));
+            }
+            (None, None, _) => {
+                return Err(denied("it wants to be shown neither a token nor a password"));
+            }
         };
         self.keep(url, repository, authorization.clone(), lifetime);
         Ok(authorization)
@@ -111,19 +147,25 @@ impl Tokens {
         client: &Client,
         challenge: &Challenge,
         url: &Url,
-        repository: &Repository,
+        repository: &str,
+        login: Option<Authorization>,
     ) -> Result<(Authorization, Duration), UpstreamError> {
         let realm = challenge.parameter("realm").and_then(|realm| Url::parse(realm).ok());
         let mut realm = realm.ok_or_else(|| denied("its challenge names no token server"))?;
+        may_be_asked(&realm, url).map_err(|error| denied(&error.to_string()))?;
         if let Some(service) = challenge.parameter("service") {
             realm.query_pairs_mut().append_pair("service", service);
         }
-        let scope = format!("repository:{repository}:pull");
-        realm.query_pairs_mut().append_pair("scope", &scope);
+        if !repository.is_empty() {
+            let scope = format!("repository:{repository}:pull");
+            realm.query_pairs_mut().append_pair("scope", &scope);
+        }
         let mut request = client.get(realm.clone());
-        if let Some(credentials) = &self.credentials {
-            may_see_credentials(&realm, url).map_err(|error| denied(&error.to_string()))?;
-            request = Authorization::Basic(credentials.clone()).show(request);
+        if let Some(login) = login {
+            if !self.realms.contains(&realm.origin().ascii_serialization()) {
+                may_see_credentials(&realm, url).map_err(|error| denied(&error.to_string()))?;
+            }
+            request = login.show(request);
         }
         let host = realm.host_str().unwrap_or_default();
         let exchange = async {
@@ -140,23 +182,20 @@ impl Tokens {
             }
         };
         let exchange = timeout(TOKEN_DEADLINE, exchange).await;
-        let content = exchange.map_err(|_| late("a token", TOKEN_DEADLINE))??;
+        let exchange = exchange.map_err(|_| late("a token", TOKEN_DEADLINE))?;
+        if let (Err(UpstreamError::Denied(_)), Some(credentials)) = (&exchange, &self.credentials) {
+            credentials.refused().await;
+        }
         // The parser's own message would quote what it read.
         let malformed =
             || UpstreamError::Unavailable(format!("its token server {host} sent no token"));
-        let grant: Grant = serde_json::from_slice(&content).map_err(|_| malformed())?;
+        let grant: Grant = serde_json::from_slice(&exchange?).map_err(|_| malformed())?;
         let lifetime = grant.expires_in.map_or(TOKEN_LIFETIME, Duration::from_secs);
         let token = grant.token.or(grant.access_token).ok_or_else(malformed)?;
         Ok((Authorization::Bearer(Secret::new(token)), lifetime))
     }
 
-    fn keep(
-        &self,
-        url: &Url,
-        repository: &Repository,
-        authorization: Authorization,
-        lifetime: Duration,
-    ) {
+    fn keep(&self, url: &Url, repository: &str, authorization: Authorization, lifetime: Duration) {
         let now = Instant::now();
         let expires = now + lifetime.min(TOKEN_MAX_LIFETIME).saturating_sub(TOKEN_MARGIN);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,16 +203,16 @@ impl Tokens {
             known.retain(|_, known| now < known.expires);
         }
         if known.len() < KNOWN_MAX {
-            let key = (url.authority().to_owned(), repository.clone());
+            let key = (url.authority().to_owned(), repository.to_owned());
             known.insert(key, Known { authorization, expires });
         }
     }
 }
 
-/// Why a token server is not shown the credentials.
+/// Why a token server is not asked, or not shown the credentials.
 #[derive(Debug, PartialEq, Eq)]
 enum Foreign {
-    /// They would travel in the clear, though the upstream encrypts.
+    /// What it is shown and what it gives would travel in the clear, though the upstream encrypts.
     Plain(String),
     /// It is another organisation's, as far as its name tells.
     Host(String),
@@ -182,31 +221,36 @@ enum Foreign {
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Plain(host) => write!(
-                f,
-                "its token server {host} would get proxy.password over plain http, so it gets none"
-            ),
+            Self::Plain(host) => {
+                write!(f, "its token server {host} is behind plain http, so it is not asked")
+            }
             Self::Host(host) => write!(
                 f,
-                "its token server {host} belongs to another domain, so it does not get proxy.password"
+                "its token server {host} belongs to another domain, so it is not shown the \
+                 credentials; name it in the upstream's realms if it may see them"
             ),
         }
     }
 }
 
+/// A token is never fetched over http for an upstream behind https.
+fn may_be_asked(realm: &Url, upstream: &Url) -> Result<(), Foreign> {
+    if upstream.scheme() == "https" && realm.scheme() != "https" {
+        return Err(Foreign::Plain(realm.host_str().unwrap_or_default().to_owned()));
+    }
+    Ok(())
+}
+
 /// Credentials go to the upstream's own host and to hosts of its registrable domain
 /// (`registry-1.docker.io`: `auth.docker.io`), and never from https to http.
 fn may_see_credentials(realm: &Url, upstream: &Url) -> Result<(), Foreign> {
-    let host = || realm.host_str().unwrap_or_default().to_owned();
-    if upstream.scheme() == "https" && realm.scheme() != "https" {
-        return Err(Foreign::Plain(host()));
-    }
+    may_be_asked(realm, upstream)?;
     let is_ours = realm.host().is_some_and(|host| upstream.host() == Some(host));
     let domain = registrable_domain(realm);
     if is_ours || (domain.is_some() && domain == registrable_domain(upstream)) {
         return Ok(());
     }
-    Err(Foreign::Host(host()))
+    Err(Foreign::Host(realm.host_str().unwrap_or_default().to_owned()))
 }
 
 /// The part of a host name that somebody registered: `docker.io`, and `example.co.uk`.

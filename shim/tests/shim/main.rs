@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod accounts;
 mod blobs;
+mod by_upstream;
 mod credentials;
 mod fuzz;
 mod http2;
@@ -15,3 +17,6 @@ mod requests;
 mod serving;
 mod support;
 mod tls;
+mod tokens;
+mod upstreams;
+mod users;

@@ -17,7 +17,8 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, Storage, Upstreams,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage,
+    Upstream as Registry,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
@@ -29,6 +30,8 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+
+use crate::accounts::Accounts;
 
 /// How long anything may take before its test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -69,6 +72,10 @@ pub struct Script {
     pub redirect: Option<String>,
     /// What a token server here answers.
     pub token: Option<String>,
+    /// Who may read what.
+    pub accounts: Option<Accounts>,
+    /// Where a token server here sends those who ask.
+    pub token_redirect: Option<String>,
 }
 
 /// A running upstream.
@@ -153,7 +160,14 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
     if let Some(status) = script.failure {
         return status.into_response();
     }
+    if let Some(response) = script.accounts.as_ref().and_then(|accounts| accounts.answer(&seen)) {
+        return response;
+    }
     if seen.path == "/token" {
+        if let Some(location) = &script.token_redirect {
+            let location = [(header::LOCATION, location.clone())];
+            return (StatusCode::TEMPORARY_REDIRECT, location).into_response();
+        }
         return script.token.clone().map_or(StatusCode::FORBIDDEN.into_response(), |token| {
             Body::from(token).into_response()
         });
@@ -253,8 +267,14 @@ impl Shim {
         Self::over(root, Some(upstreams(&[upstream.url()]))).await
     }
 
-    pub async fn over(root: Arc<TempDir>, upstreams: Option<Upstreams>) -> Self {
+    pub async fn over(root: Arc<TempDir>, upstreams: Option<Registry>) -> Self {
         Self::with(config(upstreams), root).await
+    }
+
+    /// Over an empty directory, with several upstreams.
+    pub async fn of(upstreams: Vec<Registry>) -> Self {
+        let config = Config { upstreams, ..config(None) };
+        Self::with(config, Arc::new(TempDir::new().unwrap())).await
     }
 
     pub async fn with(config: Config, root: Arc<TempDir>) -> Self {
@@ -360,16 +380,31 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-pub fn upstreams(urls: &[String]) -> Upstreams {
-    Upstreams { urls: urls.to_vec(), certificate_authorities: Vec::new(), credentials: None }
+/// The default upstream, at these URLs.
+pub fn upstreams(urls: &[String]) -> Registry {
+    Registry {
+        key: None,
+        is_default: true,
+        hosts: Vec::new(),
+        is_mirror: false,
+        urls: urls.to_vec(),
+        certificate_authorities: Vec::new(),
+        credentials: None,
+        realms: Vec::new(),
+    }
+}
+
+/// An upstream with a key.
+pub fn keyed(key: &str, url: String) -> Registry {
+    Registry { key: Some(key.to_owned()), is_default: false, ..upstreams(&[url]) }
 }
 
 pub fn credentials() -> Option<Credentials> {
-    let password = Secret::new("p4ssword".to_owned());
-    Some(Credentials { username: "larder".to_owned(), password })
+    let password = SecretSource::Value(Secret::new("p4ssword".to_owned()));
+    Some(Credentials::Password { username: "larder".to_owned(), password })
 }
 
-pub fn config(upstreams: Option<Upstreams>) -> Config {
+pub fn config(upstreams: Option<Registry>) -> Config {
     Config {
         log: Log { level: Level::Info, formatter: Formatter::Text, access_log: true },
         storage: Storage::Filesystem { root_directory: Path::new("/nowhere").into() },
@@ -382,7 +417,8 @@ pub fn config(upstreams: Option<Upstreams>) -> Config {
             h2c: false,
             drain_timeout: PATIENCE,
         },
-        upstreams,
+        upstreams: upstreams.into_iter().collect(),
+        auth: None,
         catalog_max_entries: 1000,
         notes: Vec::new(),
     }

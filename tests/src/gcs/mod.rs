@@ -103,6 +103,11 @@ impl Gcs {
         Self { private_key, shared, server }
     }
 
+    /// Its address, host and port.
+    pub fn address(&self) -> &str {
+        self.server.address()
+    }
+
     /// The account's key file, as Google gives it out, with the address of this server in it.
     pub fn key_file(&self) -> Value {
         json!({

@@ -41,7 +41,6 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
         ("proxy: {remoteurl: 'https://a', username: u}", "proxy.password: is missing"),
         ("proxy: {remoteurl: registry.example.com}", "proxy.remoteurl: expected a URL"),
         ("proxy: {remoteurl: 'https://a', ttl: 1 week}", "proxy.ttl: expected a duration"),
-        ("proxy: {remoteurl: 'https://a', exec: {command: c}}", "proxy.exec: no program is run"),
         ("middleware: {registry: [{name: other}]}", "a registry middleware \"other\" is not"),
         ("middleware: {registry: [{options: {}}]}", "middleware.registry[0].name: is missing"),
         ("middleware: {registry: [{name: downstream}]}", "options.upstreams: is missing"),
@@ -50,9 +49,10 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
         (
             "proxy: {remoteurl: 'https://a'}\n\
              middleware: {registry: [{name: downstream, options: {upstreams: [a]}}]}",
-            "middleware: the upstream is given more than once",
+            "middleware: the default upstream is given more than once",
         ),
         ("catalog: {maxentries: 0}", "catalog.maxentries: expected a number from 1 to 100000"),
+        ("auth: {upstream: {}}", "auth.upstream: there is no upstream to ask"),
         ("notifications: {endpoints: [{name: a}]}", "notifications.endpoints: no events"),
         ("reporting: {bugsnag: {apikey: a}}", "reporting: no errors are sent"),
         ("compatibility: {schema1: {enabled: true}}", "manifests of schema 1 are not served"),

@@ -2,6 +2,7 @@
 //! storage server's own throughput.
 
 use std::{
+    fmt,
     fs::{self, File},
     hint::black_box,
     os::{fd::AsRawFd, unix::fs::FileExt},
@@ -16,6 +17,8 @@ use larder_fs::store::Backend;
 use larder_layout::{Algorithm, Digest, Entry, StagingId};
 use larder_tests::{Node, S3, Sandbox, Storage, random_bytes, run, store};
 use object_store::{ObjectStoreExt, path::Path as Key};
+
+use crate::meter;
 
 const NEEDS: [&str; 3] = ["larder-fs", "larder-shim", "/dev/fuse"];
 const MIB: usize = 1 << 20;
@@ -92,7 +95,7 @@ fn cold(sandbox: &Sandbox) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let hex = digest.hex();
     let key = Key::from(format!("cache/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
-    let rate = |seconds: f64| COLD_BYTES as f64 / GIB / seconds;
+    let (ours, server) = (std::process::id(), s3.id());
 
     // On loopback both processors are busy with the server and the network, and what a blob costs
     // to be hashed and written shows; behind a link of a few Gbit/s it has to disappear.
@@ -101,19 +104,46 @@ fn cold(sandbox: &Sandbox) {
         println!("cold, {CONNECTIONS} ranged GETs at a time · through the mount, link {link:?}");
         let mut ratios = Vec::new();
         for _ in 0..COLD_ROUNDS {
-            let raw = rate(time(|| runtime.block_on(fetch(&backend, &key))));
+            let raw = measure_cold(&[ours, server], || runtime.block_on(fetch(&backend, &key)));
             let cache = sandbox.path("cold-cache");
             let emptied = fs::remove_dir_all(&cache).and_then(|()| fs::create_dir(&cache));
             emptied.expect("an empty cache");
             node.start_fs();
             let path = node.directory().join(Entry::Blob(digest.clone()).path());
-            let mounted = rate(time(|| read_sequentially(&path)));
+            let processes = [ours, server, node.fs_id()];
+            let mounted = measure_cold(&processes, || read_sequentially(&path));
             node.stop_fs();
-            println!("  {raw:>8.2} · {mounted:>8.2} GiB/s   ratio {:.3}", mounted / raw);
-            ratios.push(mounted / raw);
+            let ratio = mounted.rate / raw.rate;
+            println!("  {raw} · {mounted}   ratio {ratio:.3}");
+            ratios.push(ratio);
         }
         println!("{:<36} ratio {:.3}", "cold read of 1 GiB", median(ratios));
     }
+}
+
+/// What one cold read came to, with all that had a part in it.
+struct Cold {
+    /// In GiB/s.
+    rate: f64,
+    /// In CPU-s/GiB.
+    cost: f64,
+    /// How many processors were busy with it.
+    busy: f64,
+}
+
+impl fmt::Display for Cold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rate, cost, busy } = self;
+        write!(f, "{rate:.2} GiB/s, {cost:.2} CPU-s/GiB on {busy:.2} processors")
+    }
+}
+
+fn measure_cold(processes: &[u32], read: impl FnOnce()) -> Cold {
+    let gib = COLD_BYTES as f64 / GIB;
+    let before = meter::cpu(processes);
+    let seconds = time(read);
+    let cpu = (meter::cpu(processes) - before).as_secs_f64();
+    Cold { rate: gib / seconds, cost: cpu / gib, busy: cpu / seconds }
 }
 
 /// Makes the loopback of this network namespace as slow as a link: tc-tbf(8).
