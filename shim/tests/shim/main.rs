@@ -15,6 +15,7 @@ mod ranges;
 mod referrers;
 mod requests;
 mod serving;
+mod spec;
 mod support;
 mod tls;
 mod tokens;
