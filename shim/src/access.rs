@@ -19,12 +19,14 @@ use hyper::{
     body::{Body, Frame, SizeHint},
     header,
 };
+use tracing::Span;
 
 use crate::{
     answer::Source,
     body::Outgoing,
     metrics,
     pulse::{Awaited, Pulse},
+    traces,
 };
 
 /// The target of the lines, by which the configuration turns them off.
@@ -40,6 +42,7 @@ pub struct Line {
     path: String,
     user_agent: String,
     started: Instant,
+    span: Span,
     /// 0 when the client left before there was an answer.
     status: u16,
     source: Option<Source>,
@@ -61,10 +64,16 @@ impl Line {
             // `to_str` took ASCII only, so this cuts no character in half.
             user_agent: user_agent[..user_agent.len().min(USER_AGENT_MAX_BYTES)].to_owned(),
             started: Instant::now(),
+            span: traces::request(request),
             status: 0,
             source: None,
             sent_bytes: 0,
         }
+    }
+
+    /// The span of the request, which ends with this.
+    pub fn span(&self) -> Span {
+        self.span.clone()
     }
 
     /// Follows an answer to its end.
@@ -72,6 +81,7 @@ impl Line {
         self.status = response.status().as_u16();
         self.source = response.extensions().get().copied();
         metrics::waited(self.source, self.started.elapsed());
+        traces::answered(&self.span, self.status, self.source);
         response.map(|body| Followed { body, line: self, pulse, awaited: None })
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 /// Work that is under way, by what it is for.
 pub struct Flights<K: Eq + Hash, V> {
@@ -46,12 +47,14 @@ where
         let (sender, landing) = watch::channel(None);
         running.insert(key.clone(), landing.clone());
         let seat = Seat { flights: Arc::clone(self), key };
-        tokio::spawn(async move {
+        let flight = async move {
             let value = work.await;
             // Whoever asks from now on asks anew.
             drop(seat);
             sender.send_replace(Some(value));
-        });
+        };
+        // It belongs to the trace of who asked first.
+        tokio::spawn(flight.in_current_span());
         landing
     }
 }

@@ -9,12 +9,13 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use larder_config::{Config, Debug, Formatter, Level, Log};
-use larder_shim::{ACCESS_LOG, Server, serve_debug};
+use larder_shim::{ACCESS_LOG, Server, Traces, serve_debug};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::{
+    Layer,
     filter::{LevelFilter, Targets},
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -47,7 +48,13 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return fail(&mistakes, larder_config::EXIT_CODE),
     };
-    start_log(&config.log);
+    let traces = match Traces::new() {
+        Ok(traces) => traces,
+        Err(error) => {
+            return fail(&format!("OTEL_EXPORTER_OTLP_…: {error}"), larder_config::EXIT_CODE);
+        }
+    };
+    start_log(&config.log, traces.as_ref());
     for note in &config.notes {
         tracing::info!("{note}");
     }
@@ -56,6 +63,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let code = runtime.block_on(serve(&config, &root));
+    traces.into_iter().for_each(Traces::end);
     // A call into a dead mount never comes back, and must not keep the process.
     runtime.shutdown_background();
     code
@@ -95,7 +103,7 @@ async fn serve(config: &Config, root: &Path) -> ExitCode {
 }
 
 /// Starts the log. What libraries say is only of use when this program says too little.
-fn start_log(log: &Log) {
+fn start_log(log: &Log, traces: Option<&Traces>) {
     let level = match log.level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
@@ -108,11 +116,13 @@ fn start_log(log: &Log) {
         .with_default(LevelFilter::WARN.min(level))
         .with_target("larder_shim", level)
         .with_target(ACCESS_LOG, access);
-    let registry = tracing_subscriber::registry().with(targets);
+    let registry = tracing_subscriber::registry().with(traces.map(Traces::layer));
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match log.formatter {
-        Formatter::Text => registry.with(layer.with_ansi(false)).init(),
-        Formatter::Json => registry.with(layer.json().flatten_event(true)).init(),
+        Formatter::Text => registry.with(layer.with_ansi(false).with_filter(targets)).init(),
+        Formatter::Json => {
+            registry.with(layer.json().flatten_event(true).with_filter(targets)).init();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
 
 use larder_layout::{Digest, Link, Membership, Repository};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use self::staging::Staging;
 use crate::{calls::Calls, content::Content, error::Error, metrics, upstream::Upstream};
@@ -153,7 +154,7 @@ impl Pulls {
                 self.count.send_modify(|count| *count += 1);
                 metrics::pulls(1);
                 let place = Place { pulls: Arc::clone(self), pull: Arc::clone(&pull) };
-                tokio::spawn(run(place, Arc::clone(upstream), sender));
+                tokio::spawn(run(place, Arc::clone(upstream), sender).in_current_span());
                 Ok(Some(pull))
             }
         }

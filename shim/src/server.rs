@@ -25,6 +25,7 @@ use tokio::{
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
+use tracing::Instrument;
 
 use crate::{
     access::{Followed, Line},
@@ -178,7 +179,8 @@ impl Registry {
     ) -> Response<Followed> {
         let _awaited = pulse.request();
         let line = Line::of(&request, client);
-        let mut response = self.shim.answer(&request).await.unwrap_or_else(Into::into);
+        let answer = self.shim.answer(&request).instrument(line.span());
+        let mut response = answer.await.unwrap_or_else(Into::into);
         for (name, value) in &self.headers {
             response.headers_mut().append(name, value.clone());
         }

@@ -27,6 +27,7 @@ use larder_config as config;
 use larder_layout::{Digest, Reference, Repository};
 use reqwest::{Certificate, Client, Response, redirect};
 use tokio::time::timeout;
+use tracing::Instrument;
 use url::Url;
 
 pub use self::{
@@ -41,7 +42,7 @@ use self::{
     error::{Reason, late, outcome},
     token::{Authorization, Tokens},
 };
-use crate::{error::Error, metrics};
+use crate::{error::Error, metrics, traces};
 
 /// How long a TCP and TLS connection may take to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -316,7 +317,8 @@ impl Upstream {
         let mut failure = UpstreamError::Unavailable("no URL is configured".to_owned());
         for endpoint in self.in_turn() {
             let authority = endpoint.url.authority();
-            let answer = self.send_to(&endpoint.url, ask).await;
+            let span = traces::upstream(authority, ask.method.as_str(), &ask.path);
+            let answer = self.send_to(&endpoint.url, ask).instrument(span).await;
             metrics::asked_upstream(authority, answer.as_ref().err().map_or("ok", outcome));
             match answer {
                 Ok(response) => return Ok((response, Arc::clone(endpoint))),
@@ -388,8 +390,10 @@ impl Upstream {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
         let request = self.place.client.request(ask.method.clone(), url);
-        let mut request =
-            request.header(header::ACCEPT, &ask.accept).header(header::VIA, &self.via);
+        let mut request = request
+            .header(header::ACCEPT, &ask.accept)
+            .headers(traces::headers())
+            .header(header::VIA, &self.via);
         if let Some(range) = &ask.range {
             request = request.header(header::RANGE, range);
         }
