@@ -16,6 +16,7 @@ mod content;
 mod debug;
 mod error;
 mod flights;
+mod freshness;
 pub mod fuzz;
 mod manifest;
 mod metrics;

@@ -20,6 +20,7 @@ use crate::{
     content::Content,
     error::Error,
     flights::Flights,
+    freshness::Freshness,
     manifest::{self, Kept, Manifest},
     pull::Pulls,
     ready::Readiness,
@@ -69,6 +70,8 @@ pub struct PullThrough {
     pub referrers: Arc<ReferrersFlights>,
     /// Lists of tags that clients read in pages.
     pub tag_lists: Arc<TagLists>,
+    /// When it need not be asked about a tag.
+    pub freshness: Arc<Freshness>,
 }
 
 impl PullThrough {
@@ -86,6 +89,7 @@ impl Shim {
     pub fn new(content: Content, auth: Auth, config: &Config) -> Result<Self, UpstreamMistake> {
         let (via, mut registries) = (Via::default(), Registries::default());
         let first = via.of(&HeaderMap::new()).unwrap_or(HeaderValue::from_static("1.1 larder"));
+        let freshness = Arc::new(Freshness::new(&config.tags));
         for config in &config.upstreams {
             let through = PullThrough {
                 upstream: Arc::new(Upstream::new(config, first.clone())?),
@@ -95,6 +99,7 @@ impl Shim {
                 sightings: Arc::default(),
                 referrers: Flights::new(),
                 tag_lists: Arc::default(),
+                freshness: Arc::clone(&freshness),
             };
             let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
             registries.add(through, &names, config.is_default);

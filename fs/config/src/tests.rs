@@ -5,8 +5,8 @@ mod mistakes;
 use std::{path::Path, time::Duration};
 
 use crate::{
-    Auth, CacheSize, ClientAuth, Config, Credentials, Debug, Formatter, Http, Level, Mistakes, S3,
-    SecretSource, Storage, TlsVersion,
+    Auth, CacheSize, Check, ClientAuth, Config, Credentials, Debug, Deleted, Formatter, Http,
+    Level, Mistakes, S3, SecretSource, Storage, TlsVersion,
 };
 
 /// The configuration of Debian's package docker-registry, as it is installed.
@@ -167,6 +167,9 @@ storage:
     objectacl: private
 cache: {directory: /cache, size: 50 GB, min_free: 5%, scrub: 1MiB}
 catalog: {maxentries: 7}
+tags:
+  rules: [{match: 'a/*:v?', check: immutable}, {match: '*', check: 5m}]
+  deleted: keep
 http:
   addr: '[::]:5000'
   net: tcp
@@ -192,6 +195,10 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert_eq!(config.cache.min_free, CacheSize::Percent(5));
     assert_eq!(config.cache.scrub_bytes_per_second, 1 << 20);
     assert_eq!(config.catalog_max_entries, 7);
+    assert_eq!(config.tags.deleted, Deleted::Keep);
+    let rules = config.tags.rules.iter().map(|rule| (&*rule.pattern, rule.check));
+    let expected = [("a/*:v?", Check::Immutable), ("*", Check::Every(Duration::from_secs(300)))];
+    assert_eq!(rules.collect::<Vec<_>>(), expected);
     assert_http(&config.http);
     let upstream = &config.upstreams[0];
     assert_eq!(upstream.urls, ["https://registry-1.docker.io"]);

@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage, Tags,
     Upstream as Registry,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
@@ -425,6 +425,7 @@ pub fn config(upstreams: Option<Registry>) -> Config {
         upstreams: upstreams.into_iter().collect(),
         auth: None,
         catalog_max_entries: 1000,
+        tags: Tags::default(),
         notes: Vec::new(),
     }
 }
