@@ -54,7 +54,7 @@ fn parse(variable: &Rc<str>, value: OsString) -> Node {
 }
 
 /// Puts `new` where `path` leads from `node`, and makes on the way what is missing.
-fn set(node: &mut Node, path: &[&str], new: Node) {
+pub(crate) fn set(node: &mut Node, path: &[&str], new: Node) {
     let Some((component, rest)) = path.split_first() else {
         *node = new;
         return;

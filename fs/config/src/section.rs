@@ -14,6 +14,13 @@ use crate::{
 /// How alike, from 0 to 1, an unknown key has to be to a known one to be taken for its misspelling.
 const LIKENESS: f64 = 0.8;
 
+#[cfg(test)]
+thread_local! {
+    /// The path of every key that was asked for, in any section.
+    pub(crate) static KNOWN: std::cell::RefCell<std::collections::BTreeSet<String>> =
+        const { std::cell::RefCell::new(std::collections::BTreeSet::new()) };
+}
+
 /// One mapping of the configuration while it is read.
 pub(crate) struct Section<'a> {
     /// `storage.s3`; empty for the whole document.
@@ -48,6 +55,10 @@ impl Section<'_> {
             Section { path, origin: node.origin, entries, known: Vec::new(), findings };
         let result = read(&mut section);
         section.report_unknown_keys();
+        #[cfg(test)]
+        KNOWN.with_borrow_mut(|known| {
+            known.extend(section.known.iter().map(|k| section.path_of(k)))
+        });
         result
     }
 
@@ -244,7 +255,7 @@ impl Section<'_> {
             }
             let advice = match self.nearest_known_key(key) {
                 Some(known) => format!("did you mean `{known}`?"),
-                None => "remove it, or see README.md for the keys there are".to_owned(),
+                None => "remove it, or see docs/configuration.md for the keys there are".to_owned(),
             };
             self.findings.mistake(&node.origin, format!("{path}: unknown key; {advice}"));
         }

@@ -1,6 +1,7 @@
 //! What an operator sees: a file and variables in, a configuration or all its mistakes out.
 
 mod mistakes;
+mod table;
 
 use std::{path::Path, time::Duration};
 
@@ -284,7 +285,7 @@ frobnicate: 1
         "23: auth.token.service: is missing",
         "23: auth.token.issuer: is missing",
         "23: auth.token.rootcertbundle: is missing, and so is jwks; name the keys that sign",
-        "24: frobnicate: unknown key; remove it, or see README.md for the keys there are",
+        "24: frobnicate: unknown key; remove it, or see docs/configuration.md for the keys there are",
     ]
     .map(|line| format!("config.yml:{line}"));
     assert_eq!(found.lines().collect::<Vec<_>>(), expected);

@@ -17,6 +17,7 @@ mod ranges;
 mod referrers;
 mod requests;
 mod serving;
+mod spec;
 mod support;
 mod tls;
 mod tokens;
