@@ -276,9 +276,14 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// The requests that the shim has logged, those before a restart too.
+    /// What the shim has logged, before a restart too.
+    pub fn log(&self) -> String {
+        self.shim.as_ref().expect("larder-shim runs").log()
+    }
+
+    /// The requests in it.
     pub fn accesses(&self) -> Vec<Access> {
-        let log = self.shim.as_ref().expect("larder-shim runs").log();
+        let log = self.log();
         log.lines().filter_map(|line| access(&serde_json::from_str(line).ok()?)).collect()
     }
 

@@ -43,6 +43,19 @@ fn pulls_with_a_login(kind: Kind, auth: fn(&Sandbox) -> Auth) {
     upstream.stop();
     client.remove(&image);
     pull_and_run(&*client, &image);
+    assert_tells_no_secret(&node);
+}
+
+// "9. No secret reaches a log, an error or a report, and no credential is sent to a host that it was not
+// meant for."
+fn assert_tells_no_secret(node: &Node<'_>) {
+    let log = node.log();
+    assert!(log.contains("/v2/"), "there is no log");
+    for secret in [PASSWORD, "a guess"] {
+        let shown = STANDARD.encode(format!("{USER}:{secret}"));
+        assert!(!log.contains(secret) && !log.contains(&shown), "{log}");
+    }
+    assert!(!log.contains("Bearer ") && !log.contains("eyJ"), "{log}");
 }
 
 fn assert_refused(client: &dyn Client, node: &Node<'_>, image: &Image, kind: Kind) {
@@ -148,6 +161,7 @@ fn pulls_what_the_upstream_shows(kind: Kind) {
     client.pull(&private).expect_err("a pull of what is cached and private");
     client.remove(&public);
     pull_and_run(&*client, &public);
+    assert_tells_no_secret(&node);
 }
 
 #[test]

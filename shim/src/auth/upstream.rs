@@ -187,7 +187,11 @@ impl ByUpstream {
                 let answer = upstream.may_read(&proof.repository, &probe).await;
                 match &answer {
                     Ok(()) => proofs.note(proof, Arc::clone(&upstream)),
-                    Err(error) if is_answer(error) => proofs.refuse(proof),
+                    Err(error) if is_answer(error) => {
+                        let (repository, is_public) = (&proof.repository, proof.print.is_none());
+                        tracing::debug!(%repository, is_public, %error, "a client is not let in");
+                        proofs.refuse(proof);
+                    }
                     Err(_) => {}
                 }
                 answer.map(|()| upstream)

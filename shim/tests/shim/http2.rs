@@ -1,6 +1,6 @@
 //! HTTP/2, by ALPN over TLS and by prior knowledge without.
 
-use std::{fs::OpenOptions, sync::Arc};
+use std::{fs::OpenOptions, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes, to_bytes},
@@ -13,7 +13,7 @@ use hyper::{
     rt::{Read, Write},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use larder_config::Http;
+use larder_config::{Auth, Http, Outage, UpstreamAuth};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -193,4 +193,19 @@ async fn a_flood_of_cancelled_requests_ends_its_connection() {
     assert!(goaway || end.is_err(), "{} bytes", answer.len());
     let (status, ..) = other.ask(Method::GET, &format!("a/blobs/{digest}"), "").await;
     assert_eq!(status, StatusCode::OK);
+}
+
+/// HTTP/2 has the host elsewhere than HTTP/1.1, and a challenge must send clients to it all the same.
+#[tokio::test]
+async fn a_client_is_sent_to_the_host_that_it_asked() {
+    let (ttl, outage) = (Duration::ZERO, Outage::Deny);
+    let auth = Auth::Upstream(UpstreamAuth { ttl, outage, secret: None, realm: None });
+    let mut config = config(Some(upstreams(&["http://127.0.0.1:1".to_owned()])));
+    config.http = Http { h2c: true, ..config.http };
+    config.auth = Some(auth);
+    let shim = Shim::with(config, Arc::new(TempDir::new().unwrap())).await;
+    let (status, headers, _) = Client::plain(&shim).await.ask(Method::GET, "", "").await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    let challenge = r#"Bearer realm="http://localhost/token",service="larder""#;
+    assert_eq!(headers["www-authenticate"], challenge);
 }
