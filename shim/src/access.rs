@@ -23,6 +23,7 @@ use hyper::{
 use crate::{
     answer::Source,
     body::Outgoing,
+    metrics,
     pulse::{Awaited, Pulse},
 };
 
@@ -70,12 +71,14 @@ impl Line {
     pub fn follow(mut self, response: Response<Outgoing>, pulse: Arc<Pulse>) -> Response<Followed> {
         self.status = response.status().as_u16();
         self.source = response.extensions().get().copied();
+        metrics::waited(self.source, self.started.elapsed());
         response.map(|body| Followed { body, line: self, pulse, awaited: None })
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
+        metrics::answered(&self.method, self.status, self.source, self.sent_bytes);
         tracing::info!(
             target: TARGET,
             id = format_args!("{:016x}", self.id),
@@ -86,7 +89,7 @@ impl Drop for Line {
             bytes = self.sent_bytes,
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             user_agent = self.user_agent,
-            source = self.source.map_or("none", Source::as_str),
+            source = Source::name(self.source),
         );
     }
 }

@@ -26,8 +26,10 @@ const FOREVER: HeaderValue = HeaderValue::from_static("max-age=31536000, immutab
 /// Where the bytes of an answer come from. For the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The directory.
-    Content,
+    /// The directory, or its manifests in memory.
+    Local,
+    /// The directory, which had to fetch it from the shared storage.
+    Shared,
     /// A pull that runs.
     Pull,
     /// The upstream alone.
@@ -35,12 +37,14 @@ pub enum Source {
 }
 
 impl Source {
-    /// The word in the access log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Content => "content",
-            Self::Pull => "pull",
-            Self::Upstream => "upstream",
+    /// The word in the access log, and in metrics.
+    pub fn name(source: Option<Self>) -> &'static str {
+        match source {
+            Some(Self::Local) => "local",
+            Some(Self::Shared) => "shared",
+            Some(Self::Pull) => "pull",
+            Some(Self::Upstream) => "upstream",
+            None => "none",
         }
     }
 }

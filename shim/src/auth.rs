@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use hyper::{
     HeaderMap,
-    header::{self, HeaderName, HeaderValue},
+    header::{HeaderName, HeaderValue},
 };
 use larder_config as config;
 use larder_layout::Repository;
@@ -41,6 +41,15 @@ pub enum Need {
     },
     /// To list every repository.
     Catalog,
+}
+
+/// Who asks, as far as the request says.
+#[derive(Clone, Copy)]
+pub struct Client<'a> {
+    /// The headers of the request.
+    pub headers: &'a HeaderMap,
+    /// The host that the client believes to speak to, with or without a port.
+    pub host: Option<&'a str>,
 }
 
 /// How clients are told apart.
@@ -95,22 +104,22 @@ impl Auth {
     /// [`Error::Unauthorized`] when it may not, with what the client can show.
     pub async fn check(
         &self,
-        headers: &HeaderMap,
+        client: Client<'_>,
         need: &Need,
         through: Option<&Arc<PullThrough>>,
     ) -> Result<Grant, Error> {
         match (self, need) {
             (_, Need::Nothing) | (Self::Open, _) => {}
-            (Self::Htpasswd(htpasswd), _) => htpasswd.check(headers).await?,
-            (Self::Token(token), need) => token.check(headers, need)?,
-            (Self::Upstream(upstream), Need::Login) => return upstream.check_login(headers),
+            (Self::Htpasswd(htpasswd), _) => htpasswd.check(client.headers).await?,
+            (Self::Token(token), need) => token.check(client, need)?,
+            (Self::Upstream(upstream), Need::Login) => return upstream.check_login(client),
             (Self::Upstream(upstream), Need::Catalog) => {
-                return Err(upstream.refuse_catalog(headers));
+                return Err(upstream.refuse_catalog(client));
             }
             (Self::Upstream(upstream), Need::Pull { repository, probe }) => {
                 // A name that no upstream has is told to nobody as anything else is.
                 let through = through.ok_or_else(|| Error::Registry(repository.clone()))?;
-                return upstream.check(headers, through, repository, probe).await;
+                return upstream.check(client, through, repository, probe).await;
             }
         }
         Ok(Grant::Own)
@@ -122,7 +131,7 @@ impl Auth {
     /// Tokens of this cache are for `auth.upstream` alone; or nobody is called so.
     pub async fn token(
         &self,
-        headers: &HeaderMap,
+        client: Client<'_>,
         registries: &Registries,
     ) -> Result<Response, Error> {
         let Self::Upstream(by_upstream) = self else {
@@ -132,7 +141,7 @@ impl Auth {
             [through] => Some(&*through.upstream),
             _ => None,
         };
-        by_upstream.token(headers, only).await
+        by_upstream.token(client, only).await
     }
 
     /// Reads files again that have changed.
@@ -156,8 +165,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A path of the host that the client asks, unless a proxy in front says otherwise over this scheme.
-fn redirected(headers: &HeaderMap, scheme: &str, path: &str) -> String {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let scheme = text(FORWARDED_PROTO).unwrap_or(scheme);
-    format!("{scheme}://{}{path}", text(header::HOST).unwrap_or_default())
+fn redirected(client: Client<'_>, scheme: &str, path: &str) -> String {
+    let forwarded = client.headers.get(FORWARDED_PROTO).and_then(|value| value.to_str().ok());
+    format!("{}://{}{path}", forwarded.unwrap_or(scheme), client.host.unwrap_or_default())
 }

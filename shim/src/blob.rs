@@ -9,7 +9,7 @@ use larder_layout::{Digest, Membership, Repository};
 use crate::{
     answer::{Conditions, Representation, Response, Source},
     body::Body,
-    content::{Blob, Content, Opened},
+    content::{Blob, Content, Opened, OpenedMember},
     error::Error,
     outbox::FileRange,
     pull::Pull,
@@ -32,7 +32,7 @@ pub async fn answer(
 ) -> Result<Response, Error> {
     let cached = content.open_member(repository, &MEMBERSHIPS, digest).await;
     let through = match (cached, through) {
-        (Ok(Some(blob)), _) => return from_content(digest, blob, conditions),
+        (Ok(Some(member)), _) => return from_content(digest, &member, conditions),
         (_, Some(through)) => through,
         (Ok(None), None) => return Err(Error::Blob(digest.clone())),
         (Err(error), None) => return Err(Error::Storage(error.to_string())),
@@ -46,14 +46,15 @@ pub async fn answer(
 
 fn from_content(
     digest: &Digest,
-    opened: Opened,
+    OpenedMember { opened, was_shared }: &OpenedMember,
     conditions: &Conditions,
 ) -> Result<Response, Error> {
     let size_bytes = opened.size_bytes();
-    let representation = representation(digest, Some(size_bytes), Source::Content);
+    let source = if *was_shared { Source::Shared } else { Source::Local };
+    let representation = representation(digest, Some(size_bytes), source);
     conditions.answer(&representation, |range| {
         let range = range.unwrap_or(0..size_bytes);
-        match &opened {
+        match opened {
             Opened::Small(content) => Body::Memory(part(content, range)),
             Opened::Large(Blob { file, .. }) => {
                 Body::File(FileRange { file: Arc::clone(file), range })

@@ -24,5 +24,5 @@ pub async fn answer(content: &Content, query: &str, max_entries: usize) -> Resul
             .map_err(|error| Error::Storage(error.to_string()))?,
     };
     let list = (&repositories[..], is_cut);
-    Ok(page.answer("/v2/_catalog", Map::new(), "repositories", list, Source::Content))
+    Ok(page.answer("/v2/_catalog", Map::new(), "repositories", list, Source::Local))
 }

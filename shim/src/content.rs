@@ -5,6 +5,7 @@
 //! miss; every other error means that the storage is in trouble, and the shim goes on without it.
 
 mod listing;
+mod place;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -65,6 +66,14 @@ pub struct Blob {
 }
 
 /// A blob that was opened to be answered with.
+pub struct OpenedMember {
+    /// Its content.
+    pub opened: Opened,
+    /// Whether it had to be fetched from the shared storage.
+    pub was_shared: bool,
+}
+
+/// The content of a blob.
 pub enum Opened {
     /// All of it.
     Small(Bytes),
@@ -171,7 +180,7 @@ impl Content {
         repository: &Repository,
         memberships: &[Membership],
         digest: &Digest,
-    ) -> io::Result<Option<Opened>> {
+    ) -> io::Result<Option<OpenedMember>> {
         let entry = Entry::Blob(digest.clone());
         let is_member = is_member(repository, memberships, digest);
         // One call, because each costs a change of thread.
@@ -179,33 +188,42 @@ impl Content {
             if !is_member(root)? {
                 return Err(io::ErrorKind::NotFound.into());
             }
-            let blob = open(&root.join(entry.path()))?;
+            let path = root.join(entry.path());
+            let was_shared = place::is_shared(&path);
+            let blob = open(&path)?;
             let Some(size) =
                 usize::try_from(blob.size_bytes).ok().filter(|size| *size <= SMALL_MAX_BYTES)
             else {
-                return Ok(Opened::Large(blob));
+                return Ok(OpenedMember { opened: Opened::Large(blob), was_shared });
             };
             let mut content = vec![0; size];
             blob.file.read_exact_at(&mut content, 0)?;
-            Ok(Opened::Small(content.into()))
+            Ok(OpenedMember { opened: Opened::Small(content.into()), was_shared })
         });
         found(opened.await)
     }
 
-    /// Reads a blob of at most `max_bytes`; `None` when there is none.
+    /// Reads a blob of at most `max_bytes`, and tells whether it had to be fetched from the shared
+    /// storage; `None` when there is none.
     ///
     /// # Errors
     /// The storage is in trouble, or the blob is larger.
-    pub async fn read_all(&self, digest: &Digest, max_bytes: u64) -> io::Result<Option<Bytes>> {
+    pub async fn read_all(
+        &self,
+        digest: &Digest,
+        max_bytes: u64,
+    ) -> io::Result<Option<(Bytes, bool)>> {
         let entry = Entry::Blob(digest.clone());
         let read = self.call(OPEN_DEADLINE, move |root| {
-            let file = File::open(root.join(entry.path()))?;
+            let path = root.join(entry.path());
+            let was_shared = place::is_shared(&path);
+            let file = File::open(path)?;
             let mut content = Vec::new();
             file.take(max_bytes + 1).read_to_end(&mut content)?;
             if content.len() as u64 > max_bytes {
                 return Err(io::Error::from(io::ErrorKind::FileTooLarge));
             }
-            Ok(Bytes::from(content))
+            Ok((Bytes::from(content), was_shared))
         });
         found(read.await)
     }

@@ -6,7 +6,7 @@ use hyper::{
 };
 use larder_layout::{Digest, DigestError, NameError, Repository};
 
-use crate::{answer::Response, body::Body, upstream::UpstreamError};
+use crate::{answer::Response, body::Body, metrics, upstream::UpstreamError};
 
 /// Why a request gets no content.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -173,6 +173,7 @@ impl From<Error> for Response {
     /// Distribution's error body: `{"errors":[{"code":…,"message":…,"detail":…}]}`.
     fn from(error: Error) -> Self {
         let Row(status, code, detail) = error.row();
+        metrics::failed(code);
         let body = serde_json::json!({
             "errors": [{ "code": code, "message": error.to_string(), "detail": detail }]
         });

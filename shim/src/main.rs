@@ -8,8 +8,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use larder_config::{Config, Formatter, Level, Log};
-use larder_shim::{ACCESS_LOG, Server};
+use larder_config::{Config, Debug, Formatter, Level, Log};
+use larder_shim::{ACCESS_LOG, Server, serve_debug};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -76,6 +76,13 @@ async fn serve(config: &Config, root: &Path) -> ExitCode {
             return fail(&format!("{}: {error}", config.http.addr), 1);
         }
     };
+    if let Some(Debug { addr, metrics_path }) = &config.http.debug {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => drop(tokio::spawn(serve_debug(listener, metrics_path.clone()))),
+            Err(error) => return fail(&format!("http.debug.addr: {addr}: {error}"), 1),
+        }
+        tracing::info!(addr, path = metrics_path, "serving metrics");
+    }
     tracing::info!(addr = config.http.addr, root = %root.display(), "serving");
     let shutdown = async {
         tokio::select! {

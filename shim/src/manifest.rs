@@ -6,7 +6,8 @@ mod media_type;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hyper::header::HeaderValue;
+use hyper::header::{self, HeaderValue};
+use larder_config::{Check, Deleted};
 use larder_layout::{Algorithm, Digest, Link, Membership, Reference, Repository, Tag, Verifier};
 use tokio::time::sleep;
 
@@ -23,6 +24,10 @@ pub use self::kept::Kept;
 
 /// When a tag is looked after whose manifest was not cached: clients ask for it at once, if at all.
 const FOLLOW_PAUSES_S: [u64; 6] = [1, 2, 4, 8, 16, 32];
+
+/// RFC 7234, section 5.5.2. RFC 9111 has it no more, and nothing in its place.
+const REVALIDATION_FAILED: HeaderValue =
+    HeaderValue::from_static("111 larder \"Revalidation Failed\"");
 
 /// How deep a manifest may be nested. The specification's are 4 deep; parsers that recurse, which
 /// some clients have, end at a few hundreds.
@@ -53,6 +58,8 @@ enum Found {
     /// Only what the upstream says of it: a client that wants no more must not cost a request
     /// that counts against a rate limit.
     Head(Digest, ManifestHead),
+    /// What a tag named when the upstream was last asked with success, so long ago.
+    Stale(Manifest, Duration),
 }
 
 /// Answers with a manifest of a repository: a tag is revalidated with the upstream first, and the
@@ -81,15 +88,13 @@ pub async fn answer(
         }
     };
     match found {
-        Found::Manifest(Manifest { digest, media_type, content, source }) => {
-            let representation = Representation {
-                digest: &digest,
-                media_type,
-                size_bytes: Some(content.len() as u64),
-                is_blob: false,
-                source,
-            };
-            conditions.answer(&representation, |_| Body::Memory(content.clone()))
+        Found::Manifest(manifest) => with_manifest(manifest, conditions),
+        Found::Stale(manifest, age) => {
+            let mut response = with_manifest(manifest, conditions)?;
+            let headers = response.headers_mut();
+            headers.insert(header::AGE, age.as_secs().into());
+            headers.insert(header::WARNING, REVALIDATION_FAILED);
+            Ok(response)
         }
         Found::Head(digest, head) => {
             let representation = Representation {
@@ -102,6 +107,18 @@ pub async fn answer(
             conditions.answer(&representation, |_| Body::empty())
         }
     }
+}
+
+fn with_manifest(manifest: Manifest, conditions: &Conditions) -> Result<Response, Error> {
+    let Manifest { digest, media_type, content, source } = manifest;
+    let representation = Representation {
+        digest: &digest,
+        media_type,
+        size_bytes: Some(content.len() as u64),
+        is_blob: false,
+        source,
+    };
+    conditions.answer(&representation, |_| Body::Memory(content.clone()))
 }
 
 async fn by_digest(
@@ -131,16 +148,33 @@ async fn by_tag(
     tag: Tag,
     is_head: bool,
 ) -> Result<Found, Error> {
+    let freshness = &through.freshness;
+    let check = freshness.check(&repository, &tag);
+    let reference = Reference::Tag(tag.clone());
+    if check != Check::Always
+        && let Ok(Some(manifest)) = kept.stored(&repository, &reference).await
+    {
+        let is_fresh = match check {
+            Check::Every(time) => freshness.said_within(time, &repository, &tag, &manifest.digest),
+            _ => true,
+        };
+        if is_fresh {
+            return Ok(Found::Manifest(manifest));
+        }
+    }
+    if check == Check::Pinned {
+        return Err(Error::Manifest(tag.to_string()));
+    }
     let fresh = revalidated(kept, through, &repository, &tag, is_head).await;
     let error = match fresh {
         Err(error @ (Error::Upstream(_) | Error::TooManyRequests { .. })) => error,
+        Err(error @ Error::Manifest(_)) if freshness.deleted == Deleted::Keep => error,
         fresh => return fresh,
     };
-    let reference = Reference::Tag(tag);
     match kept.stored(&repository, &reference).await {
         Ok(Some(manifest)) => {
-            tracing::warn!(%repository, tag = %reference, %error, "a tag is served unrevalidated");
-            Ok(Found::Manifest(manifest))
+            tracing::warn!(%repository, %tag, %error, "a tag is served unrevalidated");
+            Ok(Found::Stale(manifest, freshness.age(&repository, &tag)))
         }
         _ => Err(error),
     }
@@ -157,7 +191,7 @@ pub async fn of_tag(
     tag: Tag,
 ) -> Result<Option<Manifest>, Error> {
     match by_tag(kept, through, repository.clone(), tag, false).await {
-        Ok(Found::Manifest(manifest)) => Ok(Some(manifest)),
+        Ok(Found::Manifest(manifest) | Found::Stale(manifest, _)) => Ok(Some(manifest)),
         Ok(Found::Head(..)) | Err(Error::Manifest(_)) => Ok(None),
         Err(error) => Err(error),
     }
@@ -205,6 +239,7 @@ async fn revalidate(
             let unknown = Error::Manifest(tag.to_string());
             let head = head.map_err(|error| Error::from_upstream(error, unknown))?;
             if let Some(digest) = &head.digest {
+                through.freshness.note(repository, tag, digest);
                 // Noted before the look, so that a fetch that ends in between sees it.
                 through.sightings.note(repository, tag, digest);
                 if !link_if_cached(&kept.content, &through, repository, digest).await {
@@ -237,6 +272,7 @@ async fn fetch(
             }
             let manifest = ask(&through, repository, reference).await?;
             if let Reference::Tag(tag) = reference {
+                through.freshness.note(repository, tag, &manifest.digest);
                 through.sightings.note(repository, tag, &manifest.digest);
             }
             match kept.keep(repository, &manifest).await {

@@ -18,7 +18,7 @@ use larder_layout::{Digest, Link, Membership, Repository};
 use tokio::sync::watch;
 
 use self::staging::Staging;
-use crate::{calls::Calls, content::Content, error::Error, upstream::Upstream};
+use crate::{calls::Calls, content::Content, error::Error, metrics, upstream::Upstream};
 
 /// How many pulls may run at once: each holds a connection, a staging file and a buffer.
 const PULLS_MAX: usize = 512;
@@ -137,6 +137,7 @@ impl Pulls {
                     }
                     running.repositories.push(repository.clone());
                 }
+                metrics::saved();
                 Ok(Some(Arc::clone(&running.pull)))
             }
             Entry::Vacant(_) if count >= PULLS_MAX => Err(Error::Busy("too many pulls run")),
@@ -150,6 +151,7 @@ impl Pulls {
                     linked: 0,
                 });
                 self.count.send_modify(|count| *count += 1);
+                metrics::pulls(1);
                 let place = Place { pulls: Arc::clone(self), pull: Arc::clone(&pull) };
                 tokio::spawn(run(place, Arc::clone(upstream), sender));
                 Ok(Some(pull))
@@ -183,6 +185,7 @@ impl Pulls {
     fn remove(&self, all: &mut HashMap<Digest, Running>, digest: &Digest) {
         if all.remove(digest).is_some() {
             self.count.send_modify(|count| *count -= 1);
+            metrics::pulls(-1);
         }
     }
 

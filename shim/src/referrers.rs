@@ -59,7 +59,7 @@ pub async fn answer(
             .await
             .map_err(|error| Error::Storage(error.to_string()))?,
     };
-    let source = found.as_ref().map_or(Source::Content, |manifest| manifest.source);
+    let source = found.as_ref().map_or(Source::Local, |manifest| manifest.source);
     let index = found.and_then(|manifest| serde_json::from_slice::<Index>(&manifest.content).ok());
     let mut manifests = index.unwrap_or_default().manifests;
     let wanted = parameter(query, "artifactType");

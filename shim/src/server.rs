@@ -109,7 +109,8 @@ impl Server {
         Ok(Self { registry, tls, h2c, drain_timeout })
     }
 
-    /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`.
+    /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`. Whoever
+    /// asks for readiness is told first, and has some seconds to send requests elsewhere.
     pub async fn run(mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let (drain, draining) = watch::channel(false);
         let mut connections = JoinSet::new();
@@ -119,15 +120,22 @@ impl Server {
         };
         let connections_max = connections_max();
         let mut look = interval(LOOK_INTERVAL);
-        tokio::pin!(shutdown);
+        let shim = &self.registry.shim;
+        let ended = async {
+            shutdown.await;
+            let notice = shim.drain();
+            tracing::info!(?notice, "draining");
+            sleep(notice).await;
+        };
+        tokio::pin!(ended);
         loop {
             let has_room = connections.len() < connections_max;
             tokio::select! {
-                () = &mut shutdown => break,
+                () = &mut ended => break,
                 Some(_) = connections.join_next() => {}
                 _ = look.tick() => {
                     self.tls.iter_mut().for_each(Reloaded::refresh);
-                    self.registry.shim.refresh();
+                    shim.refresh();
                 }
                 accepted = accept(&listener), if has_room => match accepted {
                     Ok((stream, client)) => {
@@ -147,11 +155,11 @@ impl Server {
             }
         }
         drop(listener);
-        tracing::info!(connections = connections.len(), "draining");
+        tracing::info!(connections = connections.len(), "no longer listening");
         drain.send_replace(true);
         let drained = timeout(self.drain_timeout, async {
             while connections.join_next().await.is_some() {}
-            self.registry.shim.finished().await;
+            shim.finished().await;
         });
         if drained.await.is_err() {
             tracing::warn!("http.draintimeout is over: what still runs is cut");

@@ -1,10 +1,10 @@
 //! The parts of the registry, and which request goes to which.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
-    HeaderMap, Method, Request, StatusCode,
+    Method, Request,
     header::{self, HeaderValue},
     http::uri::Authority,
 };
@@ -13,15 +13,17 @@ use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
-    auth::{Auth, Grant, Need},
+    auth::{Auth, Client, Grant, Need},
     blob,
     body::Body,
     catalog,
     content::Content,
     error::Error,
     flights::Flights,
+    freshness::Freshness,
     manifest::{self, Kept, Manifest},
     pull::Pulls,
+    ready::Readiness,
     referrers::{self, ReferrersFlights},
     registries::{Chooser, Registries},
     routes::Route,
@@ -45,6 +47,7 @@ pub struct Shim {
     registries: Registries,
     /// How many repositories one answer lists at most.
     catalog_max_entries: usize,
+    readiness: Readiness,
 }
 
 /// One upstream, and what is asked of it now. Clones share it, but for whom the upstream is asked as.
@@ -64,6 +67,8 @@ pub struct PullThrough {
     pub referrers: Arc<ReferrersFlights>,
     /// Lists of tags that clients read in pages.
     pub tag_lists: Arc<TagLists>,
+    /// When it need not be asked about a tag.
+    pub freshness: Arc<Freshness>,
 }
 
 impl Shim {
@@ -73,6 +78,7 @@ impl Shim {
     /// What the configuration says of the upstream cannot work.
     pub fn new(content: Content, auth: Auth, config: &Config) -> Result<Self, UpstreamMistake> {
         let mut registries = Registries::default();
+        let freshness = Arc::new(Freshness::new(&config.tags));
         for config in &config.upstreams {
             let through = PullThrough {
                 upstream: Arc::new(Upstream::new(config)?),
@@ -82,6 +88,7 @@ impl Shim {
                 sightings: Arc::default(),
                 referrers: Flights::new(),
                 tag_lists: Arc::default(),
+                freshness: Arc::clone(&freshness),
             };
             let names: Vec<_> = config.key.iter().chain(&config.hosts).cloned().collect();
             registries.add(through, &names, config.is_default);
@@ -92,6 +99,7 @@ impl Shim {
             auth,
             registries,
             catalog_max_entries: config.catalog_max_entries,
+            readiness: Readiness::default(),
         })
     }
 
@@ -108,13 +116,16 @@ impl Shim {
             return Err(Error::Method);
         }
         let query = uri.query().unwrap_or_default();
-        let route = self.resolve(Route::parse(uri.path())?, request)?;
-        let through = self.let_in(request.headers(), &route).await?;
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        // HTTP/2 has it in the URI.
+        let host = host.or_else(|| uri.authority().map(Authority::as_str));
+        let client = Client { headers: request.headers(), host };
+        let (route, through) = self.let_in(client, Route::parse(uri.path())?, query).await?;
         let conditions = Conditions::of(method, request.headers());
         match route {
             Route::Health => Ok(text("text/plain", "ok".into())),
-            Route::Ready => Ok(self.ready().await),
-            Route::Token => self.auth.token(request.headers(), &self.registries).await,
+            Route::Ready => Ok(self.readiness.answer(&self.content, &self.registries).await),
+            Route::Token => self.auth.token(client, &self.registries).await,
             Route::Base => Ok(text("application/json", "{}".into())),
             Route::Catalog => catalog::answer(&self.content, query, self.catalog_max_entries).await,
             Route::Manifest(repository, reference) => {
@@ -130,28 +141,15 @@ impl Shim {
                 referrers::answer(&self.manifests, through, &repository, &subject, query).await
             }
             Route::Tags(repository) => {
-                tags::answer(&self.content, through.as_ref(), &repository, query).await
+                let through = through.as_ref();
+                tags::answer(&self.content, through, &repository, uri.path(), query).await
             }
         }
     }
 
-    /// Whether a balancer should send requests here. A directory in trouble alone is no reason not
-    /// to, as long as there is an upstream: it may be the same on every node, and then this would
-    /// turn slow answers into none.
-    async fn ready(&self) -> Response {
-        match (self.content.probe().await, self.registries.all().is_empty()) {
-            (Ok(()), _) => text("text/plain", "ready".into()),
-            (Err(error), false) => {
-                let reason = format!("ready, from the upstream alone: the directory: {error}");
-                text("text/plain", reason.into())
-            }
-            (Err(error), true) => {
-                let reason = format!("not ready: the directory: {error}");
-                let mut response = text("text/plain", reason.into());
-                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                response
-            }
-        }
+    /// Begins to send no more requests here, and tells how long it takes until they are sent elsewhere.
+    pub fn drain(&self) -> Duration {
+        self.readiness.drain()
     }
 
     /// Reads files again that have changed.
@@ -166,35 +164,42 @@ impl Shim {
         }
     }
 
-    /// Lets a client in who may have what it asks for. Gives where the misses of the repository are
-    /// pulled from, with what proved that it may.
+    /// Lets a client in who may have what it asks for. Gives the same route with the repository's name
+    /// as the directory has it, and where the misses of the repository are pulled from, with what
+    /// proved that the client may.
     async fn let_in(
         &self,
-        headers: &HeaderMap,
-        route: &Route,
-    ) -> Result<Option<Arc<PullThrough>>, Error> {
-        let need = need(route);
+        client: Client<'_>,
+        route: Route,
+        query: &str,
+    ) -> Result<(Route, Option<Arc<PullThrough>>), Error> {
+        let namespace = parameter(query, "ns");
+        let chooser = Chooser { namespace: namespace.as_deref(), host: client.host };
+        let route = match self.resolve(route, chooser) {
+            Ok(route) => route,
+            Err(unknown) => {
+                // What there is not is told to those who could be told what there is.
+                self.auth.check(client, &Need::Login, None).await?;
+                return Err(unknown);
+            }
+        };
+        let need = need(&route);
         let through = match &need {
             Need::Pull { repository, .. } => self.registries.of(repository),
             Need::Nothing | Need::Login | Need::Catalog => None,
         };
-        let grant = self.auth.check(headers, &need, through).await?;
-        Ok(match (grant, through) {
+        let grant = self.auth.check(client, &need, through).await?;
+        let through = match (grant, through) {
             (Grant::Client(upstream), Some(through)) => {
                 Some(Arc::new(PullThrough { upstream, ..PullThrough::clone(through) }))
             }
             (_, through) => through.cloned(),
-        })
+        };
+        Ok((route, through))
     }
 
     /// The same request, with the repository's name as the directory has it.
-    fn resolve<B>(&self, route: Route, request: &Request<B>) -> Result<Route, Error> {
-        let uri = request.uri();
-        let namespace = parameter(uri.query().unwrap_or_default(), "ns");
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        // HTTP/2 has it in the URI.
-        let host = host.or_else(|| uri.authority().map(Authority::as_str));
-        let chooser = Chooser { namespace: namespace.as_deref(), host };
+    fn resolve(&self, route: Route, chooser: Chooser<'_>) -> Result<Route, Error> {
         let resolve = |name| self.registries.resolve(&name, chooser);
         Ok(match route {
             Route::Health | Route::Ready | Route::Base | Route::Token | Route::Catalog => route,
@@ -230,7 +235,8 @@ pub fn parameter(query: &str, name: &str) -> Option<String> {
     parameters.find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
 }
 
-fn text(media_type: &'static str, content: Bytes) -> Response {
+/// A small answer.
+pub fn text(media_type: &'static str, content: Bytes) -> Response {
     let mut response = Response::new(Body::Memory(content));
     let media_type = HeaderValue::from_static(media_type);
     response.headers_mut().insert(header::CONTENT_TYPE, media_type);

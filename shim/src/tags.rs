@@ -38,7 +38,8 @@ pub struct TagLists {
 
 /// Answers with the tags of a repository in byte order, from behind `last` and at most `n`: those
 /// of the upstream, as Distribution's pull-through cache does, or those that are cached while
-/// there is none or it is down.
+/// there is none or it is down. `path` is as the client has it, which may call the repository
+/// otherwise than the directory does: so does the answer, and so is the next page asked for.
 ///
 /// # Errors
 /// There is no such repository, `n` is no number, or nobody who knows can be reached.
@@ -46,26 +47,28 @@ pub async fn answer(
     content: &Content,
     through: Option<&Arc<PullThrough>>,
     repository: &Repository,
+    path: &str,
     query: &str,
 ) -> Result<Response, Error> {
     let page = Page::of(query, PAGE_MAX)?;
     let (mut tags, source) = match through {
-        None => (cached(content, repository, &page).await?, Source::Content),
+        None => (cached(content, repository, &page).await?, Source::Local),
         Some(through) => match through.tag_lists.read(through, repository, &page).await {
             Ok(tags) => (tags, Source::Upstream),
             Err(error @ (Error::Upstream(_) | Error::TooManyRequests { .. })) => {
                 let tags = cached(content, repository, &page).await.map_err(|_| error.clone())?;
                 tracing::warn!(%repository, %error, "the cached tags are listed");
-                (tags, Source::Content)
+                (tags, Source::Local)
             }
             Err(error) => return Err(error),
         },
     };
     let is_cut = tags.len() > page.limit;
     tags.truncate(page.limit);
-    let body = Map::from_iter([("name".to_owned(), repository.as_str().into())]);
-    let path = format!("/v2/{repository}/tags/list");
-    Ok(page.answer(&path, body, "tags", (&tags, is_cut), source))
+    let name = path.strip_prefix("/v2/").and_then(|path| path.strip_suffix("/tags/list"));
+    let name = name.unwrap_or(repository.as_str());
+    let body = Map::from_iter([("name".to_owned(), name.into())]);
+    Ok(page.answer(path, body, "tags", (&tags, is_cut), source))
 }
 
 /// The page, and one tag more if there are more.

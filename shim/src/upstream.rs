@@ -38,10 +38,10 @@ pub use self::{
 use self::{
     credentials::Credentials,
     endpoint::Endpoint,
-    error::{Reason, late},
+    error::{Reason, late, outcome},
     token::{Authorization, Tokens},
 };
-use crate::error::Error;
+use crate::{error::Error, metrics};
 
 /// How long a TCP and TLS connection may take to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -302,7 +302,9 @@ impl Upstream {
         let mut failure = UpstreamError::Unavailable("no URL is configured".to_owned());
         for endpoint in self.in_turn() {
             let authority = endpoint.url.authority();
-            match self.send_to(&endpoint.url, ask).await {
+            let answer = self.send_to(&endpoint.url, ask).await;
+            metrics::asked_upstream(authority, answer.as_ref().err().map_or("ok", outcome));
+            match answer {
                 Ok(response) => return Ok((response, Arc::clone(endpoint))),
                 Err(UpstreamError::Unavailable(reason)) => {
                     endpoint.broke();

@@ -13,20 +13,30 @@ pub const PULL_TIMEOUT: Duration = Duration::from_secs(90);
 /// Enough for everything that a client does without a registry.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The `registries.conf` of podman and skopeo.
+/// The `registries.conf` of podman and skopeo: a mirror for Docker Hub, and of quay.io as README says.
 pub fn registries_conf(mirror: &str) -> String {
-    format!(
-        "[[registry]]\n\
-         location = \"docker.io\"\n\
-         [[registry.mirror]]\n\
-         location = \"{mirror}\"\n\
-         insecure = true\n"
-    )
+    let registry = |name: &str, mirror: &str| {
+        format!(
+            "[[registry]]\n\
+             location = \"{name}\"\n\
+             [[registry.mirror]]\n\
+             location = \"{mirror}\"\n\
+             insecure = true\n"
+        )
+    };
+    registry("docker.io", mirror) + &registry("quay.io", &format!("{mirror}/quay.io"))
 }
 
-/// A container client with an empty image store that uses a mirror for Docker Hub.
+/// A container client with an empty image store that uses a mirror for Docker Hub; and for quay.io,
+/// where it can.
 pub trait Client: Sync {
-    /// Pulls the image by its name on Docker Hub.
+    /// Logs in to a registry, given as host and port.
+    ///
+    /// # Errors
+    /// [`Failure`] with what the client said.
+    fn login(&self, registry: &str, username: &str, password: &str) -> Result<(), Failure>;
+
+    /// Pulls the image by its name.
     ///
     /// # Errors
     /// [`Failure`] with what the client said.

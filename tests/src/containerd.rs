@@ -3,7 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,6 +22,8 @@ pub struct Containerd {
     hosts: PathBuf,
     snapshotter: &'static str,
     next_container: AtomicUsize,
+    /// What `ctr` is told with every pull: it remembers no login.
+    login: Mutex<Option<String>>,
     _process: Process,
 }
 
@@ -39,14 +44,16 @@ impl Containerd {
              path = \"{at}/opt\"\n"
         );
         let config = sandbox.file("containerd/config.toml", &config);
-        sandbox.file(
-            "containerd/hosts/docker.io/hosts.toml",
-            &format!(
-                "server = \"https://registry-1.docker.io\"\n\
-                 [host.\"http://{mirror}\"]\n\
-                 capabilities = [\"pull\", \"resolve\"]\n"
-            ),
-        );
+        for (registry, server) in [("docker.io", "registry-1.docker.io"), ("quay.io", "quay.io")] {
+            sandbox.file(
+                &format!("containerd/hosts/{registry}/hosts.toml"),
+                &format!(
+                    "server = \"https://{server}\"\n\
+                     [host.\"http://{mirror}\"]\n\
+                     capabilities = [\"pull\", \"resolve\"]\n"
+                ),
+            );
+        }
         let mut command = sandbox.contained("containerd");
         command.arg("--config").arg(config);
         let mut process = Process::start(sandbox, "containerd", command);
@@ -56,6 +63,7 @@ impl Containerd {
             hosts: directory.join("hosts"),
             snapshotter: if sandbox.is_on_overlay() { "native" } else { "overlayfs" },
             next_container: AtomicUsize::new(0),
+            login: Mutex::new(None),
             _process: process,
         }
     }
@@ -66,11 +74,18 @@ impl Containerd {
 }
 
 impl Client for Containerd {
+    fn login(&self, _registry: &str, username: &str, password: &str) -> Result<(), Failure> {
+        *self.login.lock().expect("no pull panicked") = Some(format!("{username}:{password}"));
+        Ok(())
+    }
+
     fn pull(&self, image: &Image) -> Result<(), Failure> {
         let name = image.name();
+        let login = self.login.lock().expect("no pull panicked").clone();
+        let login = login.as_deref().map_or(vec![], |login| vec!["--user", login]);
         let hosts = self.hosts.to_str().expect("a path in UTF-8");
         let args = ["images", "pull", "--hosts-dir", hosts, "--snapshotter", self.snapshotter];
-        self.ctr(&[&args[..], &[&name]].concat(), PULL_TIMEOUT).map(drop)
+        self.ctr(&[&args[..], &login, &[&name]].concat(), PULL_TIMEOUT).map(drop)
     }
 
     fn digests(&self, image: &Image) -> String {

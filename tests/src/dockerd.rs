@@ -56,6 +56,11 @@ impl Dockerd {
 }
 
 impl Client for Dockerd {
+    fn login(&self, registry: &str, username: &str, password: &str) -> Result<(), Failure> {
+        let args = ["login", "--username", username, "--password", password, registry];
+        self.docker(&args, COMMAND_TIMEOUT).map(drop)
+    }
+
     fn pull(&self, image: &Image) -> Result<(), Failure> {
         self.docker(&["pull", &image.name()], PULL_TIMEOUT).map(drop)
     }

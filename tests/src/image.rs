@@ -90,6 +90,8 @@ pub struct Platform {
 /// A multi-platform image with a name.
 #[derive(Clone, Debug)]
 pub struct Image {
+    /// The registry that clients are told it is in: Docker Hub, unless a test says otherwise.
+    pub registry: String,
     /// `library/<random>`
     pub repository: String,
     /// `1.0`
@@ -150,6 +152,7 @@ impl Image {
             "manifests": [entry(&native_platform, native), entry(&foreign_platform, foreign)],
         });
         Self {
+            registry: "docker.io".to_owned(),
             repository: format!("library/{name}"),
             tag: "1.0".to_owned(),
             index: Blob::new(format.index(), index.to_string().into_bytes()),
@@ -160,9 +163,15 @@ impl Image {
         }
     }
 
-    /// The name under which Docker Hub would have it.
+    /// The name that clients pull it by.
     pub fn name(&self) -> String {
-        format!("docker.io/{}:{}", self.repository, self.tag)
+        format!("{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+
+    /// The same image in another registry, `quay.io`, or below a path of one, `cache:5000/quay.io`.
+    #[must_use]
+    pub fn at(&self, registry: &str) -> Self {
+        Self { registry: registry.to_owned(), ..self.clone() }
     }
 
     /// The layers and configs of both platforms. What both share comes twice.

@@ -5,6 +5,7 @@
 //! network, mount and cgroup namespace of its own. So ports never collide, nothing leaves the
 //! machine, and whatever is mounted or started is gone with the test, however it ends.
 
+mod authority;
 mod azurite;
 mod client;
 pub mod conformance;
@@ -32,9 +33,11 @@ mod skopeo;
 mod storage;
 pub mod store;
 mod swift;
+mod tokens;
 mod upstream;
 mod vendor;
 
+pub use authority::Authority;
 pub use azurite::Azurite;
 pub use client::{Client, Kind};
 pub use gcs::Gcs;
@@ -53,4 +56,5 @@ pub use sandbox::Sandbox;
 pub use scripted::{Fault, ScriptedUpstream};
 pub use storage::{Storage, blobs_in, files_in};
 pub use swift::Swift;
+pub use tokens::TokenServer;
 pub use upstream::Upstream;

@@ -10,7 +10,7 @@ use std::{
 use larder_layout::{Digest, Entry};
 use serde_json::Value;
 
-use crate::{Failure, Process, Registry, Sandbox, Storage, run};
+use crate::{Authority, Failure, Process, Registry, Sandbox, Storage, run};
 
 /// How long anything that touches the mount may take: a mount must never hang.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,6 +36,8 @@ pub struct Access {
     pub status: u64,
     /// The size of the body that was sent.
     pub bytes: u64,
+    /// Where it came from.
+    pub source: String,
 }
 
 /// One node. Its mount, cache and address stay when its programs are restarted.
@@ -46,6 +48,7 @@ pub struct Node<'a> {
     config: PathBuf,
     /// The directory that the shim serves: the mount, or a plain one.
     directory: PathBuf,
+    is_tls: bool,
     has_mount: bool,
     is_privileged: bool,
     fs: Option<Process>,
@@ -66,8 +69,13 @@ impl<'a> Node<'a> {
         storage: &Storage,
         upstream: Option<&str>,
     ) -> Self {
+        Self::start_with(sandbox, name, storage, &proxy(upstream))
+    }
+
+    /// The same, with these sections in its configuration.
+    pub fn start_with(sandbox: &'a Sandbox, name: &str, storage: &Storage, sections: &str) -> Self {
         let directory = sandbox.directory(&format!("{name}-mount"));
-        let mut node = Self::new(sandbox, name, &directory, storage, upstream);
+        let mut node = Self::new(sandbox, name, &directory, storage, None, sections);
         node.has_mount = true;
         node.is_privileged = true;
         node.start_fs();
@@ -84,7 +92,7 @@ impl<'a> Node<'a> {
         upstream: Option<&str>,
     ) -> Self {
         let directory = sandbox.directory(&format!("{name}-mount"));
-        let mut node = Self::new(sandbox, name, &directory, storage, upstream);
+        let mut node = Self::new(sandbox, name, &directory, storage, None, &proxy(upstream));
         give_to_nobody(&sandbox.path(&format!("{name}-cache")));
         node.has_mount = true;
         node.start_fs();
@@ -94,10 +102,20 @@ impl<'a> Node<'a> {
 
     /// Starts `larder-shim` alone over a plain directory, as a user without any privileges.
     pub fn plain(sandbox: &'a Sandbox, name: &str, upstream: Option<&str>) -> Self {
+        Self::plain_with(sandbox, name, None, &proxy(upstream))
+    }
+
+    /// The same, over TLS or not, and with these sections in its configuration.
+    pub fn plain_with(
+        sandbox: &'a Sandbox,
+        name: &str,
+        authority: Option<&Authority>,
+        sections: &str,
+    ) -> Self {
         let directory = sandbox.directory(&format!("{name}-directory"));
         give_to_nobody(&directory);
         let storage = Storage::Directory(sandbox.path(&format!("{name}-unused")));
-        let mut node = Self::new(sandbox, name, &directory, &storage, upstream);
+        let mut node = Self::new(sandbox, name, &directory, &storage, authority, sections);
         node.start_shim();
         node
     }
@@ -107,19 +125,19 @@ impl<'a> Node<'a> {
         name: &str,
         directory: &Path,
         storage: &Storage,
-        upstream: Option<&str>,
+        authority: Option<&Authority>,
+        sections: &str,
     ) -> Self {
         let address = sandbox.address();
+        let tls = authority.map_or_else(String::new, |authority| format!(", {}", authority.tls()));
         let cache = sandbox.directory(&format!("{name}-cache"));
-        let proxy =
-            upstream.map_or_else(String::new, |url| format!("proxy: {{remoteurl: \"{url}\"}}\n"));
         let config = format!(
             "version: 0.1\n\
              log: {{level: info, formatter: json}}\n\
              {}\n\
              cache: {{directory: {}, size: 4GiB, min_free: 0}}\n\
-             http: {{addr: \"{address}\"}}\n\
-             {proxy}",
+             http: {{addr: \"{address}\"{tls}}}\n\
+             {sections}",
             storage.section(),
             cache.display(),
         );
@@ -129,6 +147,7 @@ impl<'a> Node<'a> {
             config: sandbox.file(&format!("{name}.yml"), &config),
             address,
             directory: directory.to_owned(),
+            is_tls: authority.is_some(),
             has_mount: false,
             is_privileged: false,
             fs: None,
@@ -205,7 +224,12 @@ impl<'a> Node<'a> {
 
     /// A client of it.
     pub fn registry(&self) -> Registry {
-        Registry::at(&self.address)
+        if self.is_tls { Registry::over_tls(&self.address) } else { Registry::at(&self.address) }
+    }
+
+    /// Its address by a name instead of a number, as clients know it who insist on TLS.
+    pub fn named_address(&self) -> String {
+        self.address.replace("127.0.0.1", Sandbox::HOST)
     }
 
     /// The mount, or the plain directory. Not to be touched without a deadline: see
@@ -277,6 +301,11 @@ impl Drop for Node<'_> {
     }
 }
 
+/// The section that names an upstream.
+fn proxy(upstream: Option<&str>) -> String {
+    upstream.map_or_else(String::new, |url| format!("proxy: {{remoteurl: \"{url}\"}}\n"))
+}
+
 fn give_to_nobody(directory: &Path) {
     let mut chown = Command::new("chown");
     chown.arg("nobody:").arg(directory);
@@ -293,5 +322,6 @@ fn access(line: &Value) -> Option<Access> {
         path: text("path")?.split('?').next()?.to_owned(),
         status: line["status"].as_u64()?,
         bytes: line["bytes"].as_u64()?,
+        source: text("source")?,
     })
 }

@@ -14,6 +14,8 @@ pub struct Podman<'a> {
     registries: PathBuf,
     storage: PathBuf,
     containers: PathBuf,
+    /// Logins.
+    auth: PathBuf,
 }
 
 impl<'a> Podman<'a> {
@@ -44,6 +46,7 @@ impl<'a> Podman<'a> {
             registries: sandbox.file("podman/registries.conf", &registries_conf(mirror)),
             storage: sandbox.file("podman/storage.conf", &storage),
             containers: sandbox.file("podman/containers.conf", &containers),
+            auth: sandbox.file("podman/auth.json", "{}"),
         }
     }
 
@@ -53,12 +56,18 @@ impl<'a> Podman<'a> {
             .args(args)
             .env("CONTAINERS_REGISTRIES_CONF", &self.registries)
             .env("CONTAINERS_STORAGE_CONF", &self.storage)
-            .env("CONTAINERS_CONF", &self.containers);
+            .env("CONTAINERS_CONF", &self.containers)
+            .env("REGISTRY_AUTH_FILE", &self.auth);
         run(command, timeout)
     }
 }
 
 impl Client for Podman<'_> {
+    fn login(&self, registry: &str, username: &str, password: &str) -> Result<(), Failure> {
+        let args = ["login", "--username", username, "--password", password, registry];
+        self.podman(&args, COMMAND_TIMEOUT).map(drop)
+    }
+
     fn pull(&self, image: &Image) -> Result<(), Failure> {
         self.podman(&["pull", &image.name()], PULL_TIMEOUT).map(drop)
     }

@@ -36,6 +36,11 @@ impl Registry {
         Self { url: format!("http://{address}"), client }
     }
 
+    /// The same, over TLS.
+    pub fn over_tls(address: &str) -> Self {
+        Self { url: format!("https://{address}"), ..Self::at(address) }
+    }
+
     /// Answers what `path` is answered with, an error status too.
     ///
     /// # Errors

@@ -24,17 +24,28 @@ impl<'a> Skopeo<'a> {
         Self { sandbox, registries }
     }
 
+    fn skopeo(&self) -> Command {
+        let mut command = Command::new("skopeo");
+        command.arg("--registries-conf").arg(&self.registries);
+        command.env("REGISTRY_AUTH_FILE", self.sandbox.path("skopeo/auth.json"));
+        command
+    }
+
     fn directory(&self, image: &Image) -> PathBuf {
         self.sandbox.path("skopeo/images").join(image.index.digest.hex())
     }
 }
 
 impl Client for Skopeo<'_> {
+    fn login(&self, registry: &str, username: &str, password: &str) -> Result<(), Failure> {
+        let mut command = self.skopeo();
+        command.args(["login", "--username", username, "--password", password, registry]);
+        run(command, COMMAND_TIMEOUT).map(drop)
+    }
+
     fn pull(&self, image: &Image) -> Result<(), Failure> {
-        let mut command = Command::new("skopeo");
+        let mut command = self.skopeo();
         command
-            .arg("--registries-conf")
-            .arg(&self.registries)
             .args(["--insecure-policy", "copy", "--all", "--preserve-digests"])
             .arg(format!("docker://{}", image.name()))
             .arg(format!("dir:{}", self.directory(image).display()));

@@ -12,6 +12,8 @@ pub struct Upstream<'a> {
     name: String,
     address: String,
     storage: Storage,
+    /// More of its configuration.
+    sections: String,
     process: Option<Process>,
 }
 
@@ -32,6 +34,7 @@ impl<'a> Upstream<'a> {
             name: name.to_owned(),
             address: sandbox.address(),
             storage: storage.clone(),
+            sections: String::new(),
             process: None,
         };
         upstream.restart();
@@ -46,9 +49,11 @@ impl<'a> Upstream<'a> {
                 "version: 0.1\n\
                  log: {{level: error}}\n\
                  {}\n\
-                 http: {{addr: {}}}\n",
+                 http: {{addr: {}}}\n\
+                 {}",
                 self.storage.section(),
                 self.address,
+                self.sections,
             ),
         );
         let mut command = Command::new("docker-registry");
@@ -57,8 +62,15 @@ impl<'a> Upstream<'a> {
         command.env_remove("AWS_CA_BUNDLE");
         let mut process = Process::start(self.sandbox, &self.name, command);
         let registry = self.registry();
-        process.wait_until("an answer", || registry.is_ok("/v2/").then_some(()));
+        process.wait_until("an answer", || registry.get("/v2/").ok());
         self.process = Some(process);
+    }
+
+    /// Starts it again with more sections in its configuration: `auth:`.
+    pub fn restart_with(&mut self, sections: &str) {
+        self.process = None;
+        sections.clone_into(&mut self.sections);
+        self.restart();
     }
 
     /// Ends it: its address refuses connections.

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use larder_layout::Digest;
 use larder_tests::{
-    Azurite, Format, Gcs, Image, Keystone, Node, Oss, S3, Sandbox, Storage, Swift, Upstream,
-    scenario::wait_until_cached,
+    Access, Azurite, Format, Gcs, Image, Keystone, Node, Oss, S3, Sandbox, Storage, Swift,
+    Upstream, scenario::wait_until_cached, until,
 };
 
+const LOG_TIMEOUT: Duration = Duration::from_secs(10);
 /// Short enough to wait until it ends.
 const TOKEN_LIFE: Duration = Duration::from_secs(5);
 /// The same for Keystone, which takes seconds for each answer on a busy machine.
@@ -108,9 +110,20 @@ fn a_second_node_serves_what_the_first_pulled(
 
     let third = Node::start(sandbox, "third", storage, Some(&url));
     for node in [&second, &third] {
-        node.registry()
-            .pull(&image, &image.native)
-            .expect("another node serves what the first pulled");
+        for source in ["shared", "local"] {
+            let pulled = node.registry().pull(&image, &image.native);
+            pulled.expect("another node serves what the first pulled");
+            assert_sent_from(node, &image.data().digest, source);
+        }
         wait_until_cached(node, &image, &[&image.native]);
     }
+}
+
+/// The log says where a blob came from the last time, a little after the client has it.
+fn assert_sent_from(node: &Node<'_>, digest: &Digest, source: &str) {
+    let of_blob = |access: &Access| access.path.ends_with(&digest.to_string());
+    until(&format!("a blob from {source} in the log"), LOG_TIMEOUT, || {
+        let last = node.accesses().into_iter().rfind(of_blob)?;
+        (last.source == source).then_some(())
+    });
 }

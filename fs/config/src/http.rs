@@ -20,8 +20,19 @@ pub struct Http {
     pub http2: bool,
     /// `http.h2c.enabled`: whether HTTP/2 is spoken without TLS, with clients that begin with it.
     pub h2c: bool,
+    /// `http.debug`, when it has something to serve.
+    pub debug: Option<Debug>,
     /// `http.draintimeout`: how long running answers may go on after SIGTERM; 60 s when absent.
     pub drain_timeout: Duration,
+}
+
+/// `http.debug`
+#[derive(Clone, Debug)]
+pub struct Debug {
+    /// `addr`, host and port, as `http.addr`.
+    pub addr: String,
+    /// `prometheus.path`, `/metrics` when absent.
+    pub metrics_path: String,
 }
 
 /// `http.tls`
@@ -83,7 +94,6 @@ impl Http {
             http.note("host", "no answer of Larder's needs it");
             http.note("relativeurls", "no answer of Larder's names its host");
             http.note("secret", "it signs uploads, and a cache takes none");
-            http.note("debug", "there is no debug server in this version");
             Self {
                 addr: http
                     .value("addr", listen_address)
@@ -93,11 +103,35 @@ impl Http {
                     .section("http2", |http2| !http2.value("disabled", boolean).unwrap_or(false)),
                 h2c: http.section("h2c", |h2c| h2c.value("enabled", boolean).unwrap_or(false)),
                 headers: http.section("headers", read_headers),
+                debug: http.section("debug", Debug::read),
                 drain_timeout: http
                     .value("draintimeout", duration)
                     .unwrap_or(Duration::from_secs(60)),
             }
         })
+    }
+}
+
+impl Debug {
+    fn read(debug: &mut Section<'_>) -> Option<Self> {
+        let addr = debug.value("addr", listen_address);
+        let metrics_path = debug.section("prometheus", |prometheus| {
+            let is_enabled = prometheus.value("enabled", boolean).unwrap_or(false);
+            let path = prometheus.value("path", url_path);
+            is_enabled.then(|| path.unwrap_or_else(|| "/metrics".to_owned()))
+        });
+        match (addr, metrics_path) {
+            (Some(addr), Some(metrics_path)) => Some(Self { addr, metrics_path }),
+            (None, Some(_)) => {
+                debug.require("addr");
+                None
+            }
+            (Some(_), None) => {
+                debug.add_note("addr", "nothing is served there unless prometheus.enabled");
+                None
+            }
+            (None, None) => None,
+        }
     }
 }
 
@@ -155,6 +189,14 @@ fn header_value(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("a header takes printable ASCII characters only".to_owned())
+    }
+}
+
+fn url_path(text: &str) -> Result<String, String> {
+    let is_plain = |b: u8| b.is_ascii_graphic() && !b"?#".contains(&b);
+    match text.starts_with('/') && text.bytes().all(is_plain) {
+        true => Ok(text.to_owned()),
+        false => Err(expected("a path such as /metrics", text)),
     }
 }
 

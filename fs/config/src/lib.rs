@@ -14,6 +14,7 @@ mod log;
 mod secret;
 mod section;
 mod storage;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod unused;
@@ -29,13 +30,14 @@ use section::Section;
 pub use auth::{Auth, Htpasswd, Outage, SigningAlgorithm, TokenAuth, UpstreamAuth};
 pub use cache::{Cache, CacheSize, Fill};
 pub use findings::Mistakes;
-pub use http::{ClientAuth, Http, Tls, TlsVersion};
+pub use http::{ClientAuth, Debug, Http, Tls, TlsVersion};
 pub use log::{Formatter, Level, Log};
 pub use secret::Secret;
 pub use storage::{
     Azure, AzureCredentials, Gcs, KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3,
     ServiceAccount, Storage, Swift, SwiftLogin,
 };
+pub use tags::{Check, Deleted, TagRule, Tags};
 pub use upstream::{Credentials, SecretSource, Upstream};
 
 /// The exit code of a program whose configuration is wrong: `EX_USAGE` of sysexits(3).
@@ -63,6 +65,8 @@ pub struct Config {
     pub auth: Option<Auth>,
     /// `catalog.maxentries`: how many repositories an answer lists at most; 1000 when absent.
     pub catalog_max_entries: usize,
+    /// `tags:`, Larder's own section.
+    pub tags: Tags,
     /// One sentence for each key that is accepted but changes nothing, to be logged at start.
     pub notes: Vec<String>,
 }
@@ -140,6 +144,7 @@ impl Config {
             upstreams,
             auth,
             catalog_max_entries,
+            tags: Tags::read(root),
             notes: Vec::new(),
         })
     }

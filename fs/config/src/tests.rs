@@ -6,8 +6,8 @@ mod table;
 use std::{path::Path, time::Duration};
 
 use crate::{
-    Auth, CacheSize, ClientAuth, Config, Credentials, Formatter, Http, Level, Mistakes, S3,
-    SecretSource, Storage, TlsVersion,
+    Auth, CacheSize, Check, ClientAuth, Config, Credentials, Debug, Deleted, Formatter, Http,
+    Level, Mistakes, S3, SecretSource, Storage, TlsVersion,
 };
 
 /// The configuration of Debian's package docker-registry, as it is installed.
@@ -168,12 +168,16 @@ storage:
     objectacl: private
 cache: {directory: /cache, size: 50 GB, min_free: 5%, scrub: 1MiB}
 catalog: {maxentries: 7}
+tags:
+  rules: [{match: 'a/*:v?', check: immutable}, {match: '*', check: 5m}]
+  deleted: keep
 http:
   addr: '[::]:5000'
   net: tcp
   draintimeout: 1.5m
   http2: {disabled: true}
   h2c: {enabled: true}
+  debug: {addr: ':5001', prometheus: {enabled: true, path: /m}}
   tls:
     certificate: c
     key: k
@@ -192,6 +196,10 @@ proxy: {remoteurl: 'HTTPS://registry-1.docker.io/', username: u, password: 0777}
     assert_eq!(config.cache.min_free, CacheSize::Percent(5));
     assert_eq!(config.cache.scrub_bytes_per_second, 1 << 20);
     assert_eq!(config.catalog_max_entries, 7);
+    assert_eq!(config.tags.deleted, Deleted::Keep);
+    let rules = config.tags.rules.iter().map(|rule| (&*rule.pattern, rule.check));
+    let expected = [("a/*:v?", Check::Immutable), ("*", Check::Every(Duration::from_secs(300)))];
+    assert_eq!(rules.collect::<Vec<_>>(), expected);
     assert_http(&config.http);
     let upstream = &config.upstreams[0];
     assert_eq!(upstream.urls, ["https://registry-1.docker.io"]);
@@ -218,6 +226,8 @@ fn assert_http(http: &Http) {
     assert_eq!(http.addr, "[::]:5000");
     assert_eq!(http.drain_timeout, Duration::from_secs(90));
     assert!(!http.http2 && http.h2c);
+    let Debug { addr, metrics_path } = http.debug.as_ref().unwrap();
+    assert_eq!((&**addr, &**metrics_path), ("0.0.0.0:5001", "/m"));
     let tls = http.tls.as_ref().unwrap();
     assert_eq!(tls.minimum_version, TlsVersion::Tls13);
     let suites = ["TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", "TLS_AES_256_GCM_SHA384"];

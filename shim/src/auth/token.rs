@@ -8,7 +8,7 @@ use larder_config::{self as config, SigningAlgorithm};
 use serde::Deserialize;
 
 use self::keys::Keys;
-use super::{AuthMistake, Need, challenge, quoted, redirected, watched::Watched};
+use super::{AuthMistake, Client, Need, challenge, quoted, redirected, watched::Watched};
 use crate::error::Error;
 
 /// How far the clock of the token server may be off, as in Distribution.
@@ -86,12 +86,12 @@ impl Token {
     }
 
     /// Whether the token of a request is good for what it needs.
-    pub fn check(&self, headers: &HeaderMap, need: &Need) -> Result<(), Error> {
-        let claims = self.claims(headers);
+    pub fn check(&self, client: Client<'_>, need: &Need) -> Result<(), Error> {
+        let claims = self.claims(client.headers);
         let (kind, name, action) = match need {
             Need::Nothing => return Ok(()),
             Need::Login => {
-                let challenge = |refusal| self.challenge(headers, None, refusal);
+                let challenge = |refusal| self.challenge(client, None, refusal);
                 return claims.map(drop).map_err(challenge);
             }
             Need::Pull { repository, .. } => ("repository", repository.as_str(), "pull"),
@@ -103,7 +103,7 @@ impl Token {
             if is_allowed { Ok(()) } else { Err(Refusal::Insufficient) }
         };
         let scope = format!("{kind}:{name}:{action}");
-        claims.and_then(allows).map_err(|refusal| self.challenge(headers, Some(&scope), refusal))
+        claims.and_then(allows).map_err(|refusal| self.challenge(client, Some(&scope), refusal))
     }
 
     fn claims(&self, headers: &HeaderMap) -> Result<Claims, Refusal> {
@@ -133,10 +133,10 @@ impl Token {
     }
 
     /// As Distribution writes it, byte for byte.
-    fn challenge(&self, headers: &HeaderMap, scope: Option<&str>, refusal: Refusal) -> Error {
+    fn challenge(&self, client: Client<'_>, scope: Option<&str>, refusal: Refusal) -> Error {
         let config = &self.config;
         let realm = match &config.redirect_path {
-            Some(path) => redirected(headers, "https", path),
+            Some(path) => redirected(client, "https", path),
             None => config.realm.clone(),
         };
         let mut text =

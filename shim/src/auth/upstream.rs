@@ -24,7 +24,8 @@ use self::{
     seal::Seal,
 };
 use super::{
-    AuthMistake, Grant, basic::Login, basic::Prints, challenge, quoted, redirected, token::Refusal,
+    AuthMistake, Client, Grant, basic::Login, basic::Prints, challenge, quoted, redirected,
+    token::Refusal,
 };
 use crate::{
     answer::Response,
@@ -80,17 +81,17 @@ impl ByUpstream {
     }
 
     /// Whether a request shows anything at all that this cache gave, or could give.
-    pub fn check_login(&self, headers: &HeaderMap) -> Result<Grant, Error> {
-        match self.shows(headers) {
+    pub fn check_login(&self, client: Client<'_>) -> Result<Grant, Error> {
+        match self.shows(client.headers) {
             Shows::Client(_) => Ok(Grant::Own),
-            Shows::Nothing => Err(self.challenge(headers, None, Refusal::Missing)),
-            Shows::Nonsense => Err(self.challenge(headers, None, Refusal::Invalid)),
+            Shows::Nothing => Err(self.challenge(client, None, Refusal::Missing)),
+            Shows::Nonsense => Err(self.challenge(client, None, Refusal::Invalid)),
         }
     }
 
     /// Nobody is told of repositories that it might not see.
-    pub fn refuse_catalog(&self, headers: &HeaderMap) -> Error {
-        self.challenge(headers, Some("registry:catalog:*"), Refusal::Insufficient)
+    pub fn refuse_catalog(&self, client: Client<'_>) -> Error {
+        self.challenge(client, Some("registry:catalog:*"), Refusal::Insufficient)
     }
 
     /// Whether a client may pull from a repository: whether the upstream gives it what it asks for,
@@ -101,14 +102,14 @@ impl ByUpstream {
     /// nothing, what the declared policy makes of that.
     pub async fn check(
         &self,
-        headers: &HeaderMap,
+        client: Client<'_>,
         through: &PullThrough,
         repository: &Repository,
         probe: &str,
     ) -> Result<Grant, Error> {
         let scope = format!("repository:{repository}:pull");
-        let refused = |refusal| self.challenge(headers, Some(&scope), refusal);
-        let login = match self.shows(headers) {
+        let refused = |refusal| self.challenge(client, Some(&scope), refusal);
+        let login = match self.shows(client.headers) {
             Shows::Nothing => None,
             Shows::Nonsense => return Err(refused(Refusal::Invalid)),
             Shows::Client(login) => login,
@@ -203,15 +204,15 @@ impl ByUpstream {
     /// The upstream does not know the user.
     pub async fn token(
         &self,
-        headers: &HeaderMap,
+        client: Client<'_>,
         upstream: Option<&Upstream>,
     ) -> Result<Response, Error> {
-        let login = Login::of(headers);
+        let login = Login::of(client.headers);
         if let (Some(Login { username, password }), Some(upstream)) = (&login, upstream) {
             let (username, password) = (username.clone(), password.clone());
-            let client = upstream.on_behalf_of(Some(Shown::Password { username, password }));
-            if client.knows().await.is_err_and(|error| is_answer(&error)) {
-                return Err(self.challenge(headers, None, Refusal::Missing));
+            let as_user = upstream.on_behalf_of(Some(Shown::Password { username, password }));
+            if as_user.knows().await.is_err_and(|error| is_answer(&error)) {
+                return Err(self.challenge(client, None, Refusal::Missing));
             }
         }
         let token = self.seal.seal(login.as_ref()).ok_or(Error::Busy("no token can be made"))?;
@@ -240,10 +241,10 @@ impl ByUpstream {
         }
     }
 
-    fn challenge(&self, headers: &HeaderMap, scope: Option<&str>, refusal: Refusal) -> Error {
+    fn challenge(&self, client: Client<'_>, scope: Option<&str>, refusal: Refusal) -> Error {
         let realm = match &self.config.realm {
             Some(realm) => realm.clone(),
-            None => redirected(headers, if self.is_tls { "https" } else { "http" }, TOKEN_PATH),
+            None => redirected(client, if self.is_tls { "https" } else { "http" }, TOKEN_PATH),
         };
         let scope = scope.map_or(String::new(), |scope| format!(",scope={}", quoted(scope)));
         let error = refusal.parameter();

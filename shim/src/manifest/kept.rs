@@ -101,16 +101,16 @@ impl Kept {
         if let Some(manifest) = self.lock().believe(repository, digest) {
             return Ok(Some(manifest));
         }
-        let Some(bytes) = self.content.read_all(digest, MANIFEST_MAX_BYTES).await? else {
-            return Ok(None);
-        };
+        let read = self.content.read_all(digest, MANIFEST_MAX_BYTES).await?;
+        let Some((bytes, was_shared)) = read else { return Ok(None) };
         if let Err(mismatch) = check(digest, &bytes) {
             tracing::error!(%mismatch, "a manifest in the directory is damaged");
             return Err(io::Error::new(io::ErrorKind::InvalidData, mismatch));
         }
-        let manifest = Manifest::new(digest.clone(), bytes, Source::Content);
+        let manifest = Manifest::new(digest.clone(), bytes, Source::Local);
         self.lock().add(repository, &manifest);
-        Ok(Some(manifest))
+        let source = if was_shared { Source::Shared } else { Source::Local };
+        Ok(Some(Manifest { source, ..manifest }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Recent> {
@@ -165,7 +165,7 @@ mod tests {
             .map(|n| {
                 let content = Bytes::from(vec![n; 1 << 20]);
                 let digest = Digest::of(Algorithm::Sha256, &content);
-                Manifest::new(digest, content, Source::Content)
+                Manifest::new(digest, content, Source::Local)
             })
             .collect();
         for manifest in &manifests {

@@ -7,6 +7,8 @@ use hyper::{StatusCode, header};
 use reqwest::Response;
 use tokio::time::timeout;
 
+use crate::metrics;
+
 use super::{UpstreamError, endpoint::Endpoint, error::late, text};
 
 /// How long each next byte of a blob may take.
@@ -51,8 +53,10 @@ impl Download {
         let chunk = timeout(STALL_DEADLINE, self.response.chunk()).await;
         let chunk = chunk.map_err(|_| late("the next byte", STALL_DEADLINE));
         let chunk = chunk.and_then(|chunk| Ok(chunk?));
-        if chunk.is_err() {
-            self.endpoint.broke();
+        match &chunk {
+            Ok(Some(chunk)) => metrics::received(self.endpoint.url.authority(), chunk.len() as u64),
+            Ok(None) => {}
+            Err(_) => self.endpoint.broke(),
         }
         chunk
     }

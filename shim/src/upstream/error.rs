@@ -32,6 +32,16 @@ pub enum UpstreamError {
     Unavailable(String),
 }
 
+/// The word in metrics.
+pub(super) fn outcome(error: &UpstreamError) -> &'static str {
+    match error {
+        UpstreamError::NotFound => "not_found",
+        UpstreamError::Denied(_) => "denied",
+        UpstreamError::TooManyRequests { .. } => "limited",
+        UpstreamError::Unavailable(_) => "unavailable",
+    }
+}
+
 /// What an error of the HTTP client says, without the URL: one that was redirected to may carry
 /// a signature that opens it for everybody.
 pub(super) struct Reason(pub(super) reqwest::Error);

@@ -16,6 +16,8 @@ use crate::support::Seen;
 pub struct Accounts {
     /// The upstream's own address.
     pub address: String,
+    /// What somebody may not read is answered as if it were not there.
+    pub hides: bool,
     /// Repositories that everybody may read.
     pub public: Vec<String>,
     /// The other repositories that a user may read, by name and password.
@@ -39,7 +41,11 @@ impl Accounts {
         let of_user = self.users.iter().filter(|((name, _), _)| name == user);
         let may_read = self.public.contains(&name)
             || of_user.into_iter().any(|(_, repositories)| repositories.contains(&name));
-        (!may_read).then(|| self.challenge(Some(&name)))
+        match (may_read, self.hides) {
+            (true, _) => None,
+            (false, true) => Some(StatusCode::NOT_FOUND.into_response()),
+            (false, false) => Some(self.challenge(Some(&name))),
+        }
     }
 
     fn token(&self, seen: &Seen) -> Response {

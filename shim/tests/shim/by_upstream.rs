@@ -48,6 +48,7 @@ impl Scene {
         });
         let accounts = Accounts {
             address: upstream.address.clone(),
+            hides: false,
             public: vec!["public".to_owned()],
             users: users.into(),
         };
@@ -99,9 +100,12 @@ async fn what_is_cached_is_shown_only_to_whom_the_upstream_shows_it() {
         format!("alice/app/manifests/{}", digest(b"that of alice/app")),
         format!("alice/app/blobs/{secret}"),
         "alice/app/tags/list".to_owned(),
+        format!("alice/app/referrers/{}", digest(b"that of alice/app")),
     ];
-    // Cold and warm: the answer is the same before alice has pulled it and after.
-    for is_warm in [false, true] {
+    // Cold and warm: the answer is the same before alice has pulled it and after; and however the
+    // upstream refuses.
+    for (is_warm, hides) in [(false, false), (false, true), (true, false), (true, true)] {
+        scene.change(|accounts| accounts.hides = hides);
         for path in &paths {
             for other in
                 ["", &bob(), &basic("alice", "wrong"), &basic("mallory", "a"), "Bearer of-alice"]
@@ -119,6 +123,10 @@ async fn what_is_cached_is_shown_only_to_whom_the_upstream_shows_it() {
             }
             shim.has(&format!("repositories/alice/app/_layers/sha256/{}", secret.hex())).await;
         }
+    }
+    // The catalog would name it, so it is nobody's.
+    for authorization in ["", &alice(), &bob()] {
+        assert_eq!(status(&shim, "_catalog", authorization).await, StatusCode::UNAUTHORIZED);
     }
     // Nor by its digest through a repository that the client may read.
     for repository in ["public", "bob/app"] {

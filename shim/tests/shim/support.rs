@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage, Tags,
     Upstream as Registry,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
@@ -415,11 +415,13 @@ pub fn config(upstreams: Option<Registry>) -> Config {
             headers: vec![("X-Content-Type-Options".to_owned(), "nosniff".to_owned())],
             http2: true,
             h2c: false,
+            debug: None,
             drain_timeout: PATIENCE,
         },
         upstreams: upstreams.into_iter().collect(),
         auth: None,
         catalog_max_entries: 1000,
+        tags: Tags::default(),
         notes: Vec::new(),
     }
 }

@@ -133,6 +133,12 @@ async fn a_client_is_told_which_token_it_needs() {
     for path in ["a/manifests/1", "a/manifests/missing", "a/tags/list"] {
         assert_eq!(trusting.ask(path, "").await, unauthorized(pull.clone()), "{path}");
     }
+    let catalog = format!(r#"{asked},scope="registry:catalog:*""#);
+    assert_eq!(trusting.ask("_catalog", "").await, unauthorized(catalog.clone()));
+    let insufficient = unauthorized(format!(r#"{catalog},error="insufficient_scope""#));
+    assert_eq!(trusting.ask("_catalog", &token(&claims())).await, insufficient);
+    let listing = token(&access("registry", "catalog", "*"));
+    assert_eq!(trusting.ask("_catalog", &listing).await.0, StatusCode::OK);
     let invalid = unauthorized(format!(r#"{pull},error="invalid_token""#));
     assert_eq!(trusting.ask("a/manifests/1", "no.tok.en").await, invalid);
     let insufficient = unauthorized(format!(r#"{pull},error="insufficient_scope""#));

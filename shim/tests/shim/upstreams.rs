@@ -83,6 +83,35 @@ async fn without_a_default_a_name_begins_with_its_registry() {
     assert!(error.contains("put the registry in front"), "{error}");
 }
 
+/// However a client calls a repository, the next page of its tags is of the same one.
+#[tokio::test]
+async fn pages_of_tags_stay_in_their_registry() {
+    let (default, quay, shim) = two_upstreams().await;
+    for (upstream, tags) in [(&default, r#"["d1","d2"]"#), (&quay, r#"["q1","q2"]"#)] {
+        let list = format!(r#"{{"name":"org/app","tags":{tags}}}"#);
+        upstream.script(|s| drop(s.content.insert("org/app/tags/list".to_owned(), list.into())));
+    }
+    let host = [("host", "quay.example.com")];
+    for (path, headers, first, second) in [
+        ("org/app/tags/list?n=1", &[][..], "d1", "d2"),
+        ("org/app/tags/list?n=1&ns=docker.io", &[], "d1", "d2"),
+        ("org/app/tags/list?n=1&ns=quay.io", &[], "q1", "q2"),
+        ("quay.io/org/app/tags/list?n=1", &[], "q1", "q2"),
+        ("org/app/tags/list?n=1", &host, "q1", "q2"),
+    ] {
+        let name = path.split_once("/tags").unwrap().0;
+        let expected = |tag| serde_json::json!({ "name": name, "tags": [tag] });
+        let answer = shim.ask(Method::GET, path, headers).await;
+        let link = answer.headers()["link"].to_str().unwrap().to_owned();
+        let list: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        assert_eq!(list, expected(first), "{path}");
+        let next = link.strip_prefix("</v2/").unwrap().split_once('>').unwrap().0;
+        let answer = manifest(&shim, next, headers).await;
+        let list: serde_json::Value = serde_json::from_str(&answer.1).unwrap();
+        assert_eq!(list, expected(second), "{path} {next}");
+    }
+}
+
 /// A blob that both have is in the directory once, and each of them is asked whether it has it.
 #[tokio::test]
 async fn a_blob_is_no_way_from_one_registry_into_another() {

@@ -60,6 +60,8 @@ async fn whoever_is_not_in_the_file_sees_nothing() {
         format!("a/manifests/{blob}"),
         format!("a/blobs/{blob}"),
         "a/tags/list".to_owned(),
+        format!("a/referrers/{blob}"),
+        "_catalog".to_owned(),
     ];
     let mut bodies = Vec::new();
     for path in &paths {
@@ -93,7 +95,9 @@ async fn whoever_is_not_in_the_file_sees_nothing() {
     assert_eq!(status(&shim, "", &alice).await, StatusCode::OK);
     assert_eq!(status(&shim, "a/manifests/1", &alice).await, StatusCode::OK);
     assert_eq!(status(&shim, &format!("a/blobs/{blob}"), &alice).await, StatusCode::OK);
-    assert_eq!(status(&shim, "a/tags/list", &alice).await, StatusCode::OK);
+    for path in ["a/tags/list", &format!("a/referrers/{blob}"), "_catalog"] {
+        assert_eq!(status(&shim, path, &alice).await, StatusCode::OK, "{path}");
+    }
     let health = shim.url.replace("/v2", "/healthz");
     assert_eq!(reqwest::get(health).await.unwrap().status(), StatusCode::OK);
     // What the client shows here is not for the upstream.

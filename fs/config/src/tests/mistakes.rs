@@ -53,6 +53,13 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
         ),
         ("catalog: {maxentries: 0}", "catalog.maxentries: expected a number from 1 to 100000"),
         ("auth: {upstream: {}}", "auth.upstream: there is no upstream to ask"),
+        (
+            "tags: {rules: [{match: latest, check: always}]}",
+            "tags.rules[0].match: expected a pattern",
+        ),
+        ("tags: {rules: [{match: 'a:*', check: often}]}", "tags.rules[0].check: expected always"),
+        ("tags: {rules: [{match: 'a:*'}]}", "tags.rules[0].check: is missing"),
+        ("tags: {deleted: ignore}", "tags.deleted: expected follow or keep"),
         ("notifications: {endpoints: [{name: a}]}", "notifications.endpoints: no events"),
         ("reporting: {bugsnag: {apikey: a}}", "reporting: no errors are sent"),
         ("compatibility: {schema1: {enabled: true}}", "manifests of schema 1 are not served"),
@@ -67,6 +74,11 @@ fn each_mistake_is_found_in_an_otherwise_good_file() {
 #[test]
 fn each_mistake_in_http_is_found() {
     finds_each(&[
+        ("http: {debug: {prometheus: {enabled: true}}}", "http.debug.addr: is missing"),
+        (
+            "http: {debug: {addr: ':5001', prometheus: {enabled: true, path: metrics}}}",
+            "http.debug.prometheus.path: expected a path such as /metrics",
+        ),
         ("http: {net: unix}", "http.net: expected tcp"),
         ("http: {addr: ':65536'}", "http.addr: expected an address"),
         ("http: {prefix: /registry}", "http.prefix: a prefix is not supported"),

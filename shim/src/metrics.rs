@@ -1,0 +1,154 @@
+//! Every metric, by its name: how much the cache saves, and what it costs those who wait for it.
+//!
+//! They are those of this process, in Prometheus' text format, and served where `http.debug` says.
+
+use std::{
+    array,
+    sync::{LazyLock, atomic::AtomicU64},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::answer::Source;
+
+/// Of a memory's answer, up to a blob's that is thawed for a minute.
+const WAIT_BUCKETS_S: [f64; 9] = [0.001, 0.004, 0.016, 0.064, 0.25, 1.0, 4.0, 16.0, 64.0];
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// Names of labels, and their values.
+type Labels<const N: usize> = [(&'static str, String); N];
+type Counters<const N: usize> = Family<Labels<N>, Counter<u64, AtomicU64>>;
+type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
+
+struct Metrics {
+    registry: Registry,
+    requests: Counters<3>,
+    sent_bytes: Counters<1>,
+    waits: Histograms<1>,
+    errors: Counters<1>,
+    upstream_requests: Counters<2>,
+    upstream_bytes: Counters<1>,
+    saved: Counter,
+    pulls: Gauge,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("larder"),
+            requests: Family::default(),
+            sent_bytes: Family::default(),
+            waits: Family::new_with_constructor(|| Histogram::new(WAIT_BUCKETS_S)),
+            errors: Family::default(),
+            upstream_requests: Family::default(),
+            upstream_bytes: Family::default(),
+            saved: Counter::default(),
+            pulls: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register(
+            "requests",
+            "Requests that were answered, by where the content came from",
+            metrics.requests.clone(),
+        );
+        registry.register_with_unit(
+            "sent",
+            "What clients were sent, by where it came from",
+            Unit::Bytes,
+            metrics.sent_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "wait",
+            "How long requests waited for the head of their answer",
+            Unit::Seconds,
+            metrics.waits.clone(),
+        );
+        registry.register(
+            "errors",
+            "Answers without content, by the code of their error",
+            metrics.errors.clone(),
+        );
+        registry.register(
+            "upstream_requests",
+            "Requests to upstreams, by host and outcome",
+            metrics.upstream_requests.clone(),
+        );
+        registry.register_with_unit(
+            "upstream_received",
+            "What upstreams sent of blobs, by host",
+            Unit::Bytes,
+            metrics.upstream_bytes.clone(),
+        );
+        registry.register(
+            "upstream_requests_saved",
+            "Manifests and blobs that an upstream would have been asked for without this cache",
+            metrics.saved.clone(),
+        );
+        registry.register("pulls", "Blobs that are being pulled now", metrics.pulls.clone());
+        metrics
+    }
+}
+
+fn labels<const N: usize>(names: [&'static str; N], values: [&str; N]) -> Labels<N> {
+    array::from_fn(|index| (names[index], values[index].to_owned()))
+}
+
+/// A request was answered; `status` is 0 when its client left before.
+pub fn answered(method: &str, status: u16, source: Option<Source>, sent_bytes: u64) {
+    let source_name = Source::name(source);
+    // Whatever else a client sends, it must not become another metric each time.
+    let method_name = if matches!(method, "GET" | "HEAD") { method } else { "other" };
+    let status = status.to_string();
+    let of_requests = labels(["method", "status", "source"], [method_name, &status, source_name]);
+    METRICS.requests.get_or_create(&of_requests).inc();
+    METRICS.sent_bytes.get_or_create(&labels(["source"], [source_name])).inc_by(sent_bytes);
+    if method == "GET" && matches!(source, Some(Source::Local | Source::Shared)) {
+        saved();
+    }
+}
+
+/// The head of an answer was ready after so long.
+pub fn waited(source: Option<Source>, wait: Duration) {
+    let of_source = labels(["source"], [Source::name(source)]);
+    METRICS.waits.get_or_create(&of_source).observe(wait.as_secs_f64());
+}
+
+/// There was no content in an answer.
+pub fn failed(code: &str) {
+    METRICS.errors.get_or_create(&labels(["code"], [code])).inc();
+}
+
+/// An upstream was asked.
+pub fn asked_upstream(host: &str, outcome: &str) {
+    let of_outcome = labels(["upstream", "outcome"], [host, outcome]);
+    METRICS.upstream_requests.get_or_create(&of_outcome).inc();
+}
+
+/// An upstream sent a piece of a blob.
+pub fn received(host: &str, size_bytes: u64) {
+    METRICS.upstream_bytes.get_or_create(&labels(["upstream"], [host])).inc_by(size_bytes);
+}
+
+/// An upstream need not be asked for content.
+pub fn saved() {
+    METRICS.saved.inc();
+}
+
+/// So many pulls more run.
+pub fn pulls(more: i64) {
+    METRICS.pulls.inc_by(more);
+}
+
+/// All of them, in the OpenMetrics text format.
+pub fn text() -> String {
+    let mut text = String::new();
+    // A String takes everything.
+    let _ = encode(&mut text, &METRICS.registry);
+    text
+}
