@@ -170,6 +170,21 @@ async fn with_h2c_clients_of_http1_are_served_as_before() {
     }
 }
 
+/// HTTP/2 has `:authority` where HTTP/1.1 has `Host` (RFC 9113, section 8.3.1).
+#[tokio::test]
+async fn a_client_is_sent_for_a_token_to_the_host_that_it_asked() {
+    let upstream = Upstream::start().await;
+    let auth = UpstreamAuth { ttl: PATIENCE, outage: Outage::Deny, secret: None, realm: None };
+    let mut config = config(Some(upstreams(&[upstream.url()])));
+    config.auth = Some(Auth::Upstream(auth));
+    config.http = Http { h2c: true, ..config.http };
+    let shim = Shim::with(config, Arc::new(TempDir::new().unwrap())).await;
+    let (status, headers, _) = Client::plain(&shim).await.ask(Method::GET, "", "").await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    let challenge = headers["www-authenticate"].to_str().unwrap();
+    assert!(challenge.contains("realm=\"http://localhost/token\""), "{challenge}");
+}
+
 /// CVE-2023-44487: requests that are cancelled at once cost a client nothing and a server much.
 #[tokio::test]
 async fn a_flood_of_cancelled_requests_ends_its_connection() {
