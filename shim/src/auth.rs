@@ -9,14 +9,14 @@ mod token;
 mod upstream;
 mod watched;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use hyper::{
     HeaderMap,
     header::{HeaderName, HeaderValue},
 };
 use larder_config as config;
-use larder_layout::Repository;
+use larder_layout::{Digest, Reference, Repository};
 
 use self::{htpasswd::Htpasswd, token::Token, upstream::ByUpstream};
 use crate::{
@@ -26,8 +26,8 @@ use crate::{
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// What a client must be allowed for a request.
-#[derive(Clone, Debug)]
-pub enum Need {
+#[derive(Clone, Copy, Debug)]
+pub enum Need<'a> {
     /// Nothing: the operator's own probes.
     Nothing,
     /// To be somebody.
@@ -35,12 +35,36 @@ pub enum Need {
     /// To pull from a repository.
     Pull {
         /// Its name in the directory.
-        repository: Repository,
+        repository: &'a Repository,
         /// What is asked for below it: that the upstream gives this is what proves the right to it.
-        probe: String,
+        probe: Probe<'a>,
     },
     /// To list every repository.
     Catalog,
+}
+
+/// A part of a repository, as a path below it.
+#[derive(Clone, Copy, Debug)]
+pub enum Probe<'a> {
+    /// `manifests/<reference>`
+    Manifest(&'a Reference),
+    /// `manifests/<digest>` of what others refer to.
+    Subject(&'a Digest),
+    /// `blobs/<digest>`
+    Blob(&'a Digest),
+    /// `tags/list`, of which one is enough.
+    Tags,
+}
+
+impl fmt::Display for Probe<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manifest(reference) => write!(f, "manifests/{reference}"),
+            Self::Subject(digest) => write!(f, "manifests/{digest}"),
+            Self::Blob(digest) => write!(f, "blobs/{digest}"),
+            Self::Tags => f.write_str("tags/list?n=1"),
+        }
+    }
 }
 
 /// Who asks, as far as the request says.
@@ -105,7 +129,7 @@ impl Auth {
     pub async fn check(
         &self,
         client: Client<'_>,
-        need: &Need,
+        need: Need<'_>,
         through: Option<&Arc<PullThrough>>,
     ) -> Result<Grant, Error> {
         match (self, need) {
@@ -119,7 +143,7 @@ impl Auth {
             (Self::Upstream(upstream), Need::Pull { repository, probe }) => {
                 // A name that no upstream has is told to nobody as anything else is.
                 let through = through.ok_or_else(|| Error::Registry(repository.clone()))?;
-                return upstream.check(client, through, repository, probe).await;
+                return upstream.check(client, through, repository, &probe.to_string()).await;
             }
         }
         Ok(Grant::Own)

@@ -32,6 +32,9 @@ pub enum Error {
     /// `?ns=` names a registry that this cache has no upstream for.
     #[error("this cache does not hold content of the registry {0:?}")]
     Namespace(String),
+    /// The request has come through this cache already.
+    #[error("this cache is, by way of others, its own upstream")]
+    Loop,
     /// The client has to show something, or something else: this.
     #[error("authentication required")]
     Unauthorized(HeaderValue),
@@ -95,6 +98,11 @@ impl Error {
             Self::Namespace(_) => {
                 Row(S::NOT_FOUND, "NAME_UNKNOWN", "ask that registry, not this cache, for it")
             }
+            Self::Loop => Row(
+                S::LOOP_DETECTED,
+                "UNAVAILABLE",
+                "change the upstream of one of the caches that the request came through",
+            ),
             Self::Unauthorized(_) => {
                 Row(S::UNAUTHORIZED, "UNAUTHORIZED", "log in with an account that may pull this")
             }

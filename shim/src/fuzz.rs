@@ -16,7 +16,7 @@ use crate::{
 pub fn path(path: &str) {
     let Ok(route) = Route::parse(path) else { return };
     let (spelling, entry) = match route {
-        Route::Health | Route::Ready | Route::Base | Route::Token | Route::Catalog => return,
+        Route::Health | Route::Ready | Route::Token | Route::Base | Route::Catalog => return,
         Route::Manifest(name, reference) => {
             let spelling = format!("/v2/{name}/manifests/{reference}");
             let link = match reference {

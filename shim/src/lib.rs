@@ -38,6 +38,7 @@ mod tags;
 mod tls;
 mod turn;
 mod upstream;
+mod via;
 mod workers;
 
 pub use access::TARGET as ACCESS_LOG;

@@ -103,6 +103,9 @@ impl Registries {
 
     /// The upstream that is called so, whatever the port.
     fn called(&self, name: &str) -> Option<usize> {
+        if self.names.is_empty() {
+            return None;
+        }
         let name = name.to_ascii_lowercase();
         let host = name.rsplit_once(':').map_or(&*name, |(host, _)| host);
         self.names.get(&*name).or_else(|| self.names.get(host)).copied()

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
-    Method, Request,
+    HeaderMap, Method, Request,
     header::{self, HeaderValue},
     http::uri::Authority,
 };
@@ -13,7 +13,7 @@ use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
-    auth::{Auth, Client, Grant, Need},
+    auth::{Auth, Client, Grant, Need, Probe},
     blob,
     body::Body,
     catalog,
@@ -30,6 +30,7 @@ use crate::{
     sightings::Sightings,
     tags::{self, TagLists},
     upstream::{ManifestHead, Upstream, UpstreamMistake},
+    via::Via,
 };
 
 /// The longest request line that is read: the longest name and digest fit several times.
@@ -41,6 +42,8 @@ pub struct Shim {
     pub content: Content,
     /// Its manifests.
     pub manifests: Kept,
+    /// What this cache calls itself to upstreams that may be caches too.
+    via: Via,
     /// Who may see what.
     auth: Auth,
     /// Where misses are pulled from; without any, only the directory is served.
@@ -71,17 +74,25 @@ pub struct PullThrough {
     pub freshness: Arc<Freshness>,
 }
 
+impl PullThrough {
+    /// The same, with the upstream asked as somebody else.
+    fn asked_as(&self, upstream: Arc<Upstream>) -> Arc<Self> {
+        Arc::new(Self { upstream, ..self.clone() })
+    }
+}
+
 impl Shim {
     /// The registry over a directory.
     ///
     /// # Errors
     /// What the configuration says of the upstream cannot work.
     pub fn new(content: Content, auth: Auth, config: &Config) -> Result<Self, UpstreamMistake> {
-        let mut registries = Registries::default();
+        let (via, mut registries) = (Via::default(), Registries::default());
+        let first = via.of(&HeaderMap::new()).unwrap_or(HeaderValue::from_static("1.1 larder"));
         let freshness = Arc::new(Freshness::new(&config.tags));
         for config in &config.upstreams {
             let through = PullThrough {
-                upstream: Arc::new(Upstream::new(config)?),
+                upstream: Arc::new(Upstream::new(config, first.clone())?),
                 pulls: Pulls::new(content.clone()),
                 manifests: Flights::new(),
                 tags: Flights::new(),
@@ -96,6 +107,7 @@ impl Shim {
         Ok(Self {
             manifests: Kept::new(content.clone()),
             content,
+            via,
             auth,
             registries,
             catalog_max_entries: config.catalog_max_entries,
@@ -179,21 +191,27 @@ impl Shim {
             Ok(route) => route,
             Err(unknown) => {
                 // What there is not is told to those who could be told what there is.
-                self.auth.check(client, &Need::Login, None).await?;
+                self.auth.check(client, Need::Login, None).await?;
                 return Err(unknown);
             }
         };
         let need = need(&route);
-        let through = match &need {
+        let through = match need {
             Need::Pull { repository, .. } => self.registries.of(repository),
             Need::Nothing | Need::Login | Need::Catalog => None,
         };
-        let grant = self.auth.check(client, &need, through).await?;
-        let through = match (grant, through) {
-            (Grant::Client(upstream), Some(through)) => {
-                Some(Arc::new(PullThrough { upstream, ..PullThrough::clone(through) }))
-            }
-            (_, through) => through.cloned(),
+        // Another cache's request tells the upstream so.
+        let via = match client.headers.contains_key(header::VIA) {
+            true => Some(self.via.of(client.headers)?),
+            false => None,
+        };
+        let through = through.map(|through| match &via {
+            Some(via) => through.asked_as(through.upstream.via(via)),
+            None => Arc::clone(through),
+        });
+        let through = match (self.auth.check(client, need, through.as_ref()).await?, through) {
+            (Grant::Client(upstream), Some(through)) => Some(through.asked_as(upstream)),
+            (_, through) => through,
         };
         Ok((route, through))
     }
@@ -212,21 +230,18 @@ impl Shim {
 }
 
 /// What a client must be allowed for a route: every one is here, so that none is forgotten.
-fn need(route: &Route) -> Need {
-    let pull =
-        |repository: &Repository, probe| Need::Pull { repository: repository.clone(), probe };
-    match route {
-        Route::Health | Route::Ready | Route::Token => Need::Nothing,
-        Route::Base => Need::Login,
-        Route::Catalog => Need::Catalog,
-        Route::Manifest(repository, reference) => {
-            pull(repository, format!("manifests/{reference}"))
-        }
-        Route::Blob(repository, digest) => pull(repository, format!("blobs/{digest}")),
+fn need(route: &Route) -> Need<'_> {
+    let (repository, probe) = match route {
+        Route::Health | Route::Ready | Route::Token => return Need::Nothing,
+        Route::Base => return Need::Login,
+        Route::Catalog => return Need::Catalog,
+        Route::Manifest(repository, reference) => (repository, Probe::Manifest(reference)),
+        Route::Blob(repository, digest) => (repository, Probe::Blob(digest)),
         // A registry without lists of referrers still has what they refer to.
-        Route::Referrers(repository, subject) => pull(repository, format!("manifests/{subject}")),
-        Route::Tags(repository) => pull(repository, "tags/list?n=1".to_owned()),
-    }
+        Route::Referrers(repository, subject) => (repository, Probe::Subject(subject)),
+        Route::Tags(repository) => (repository, Probe::Tags),
+    };
+    Need::Pull { repository, probe }
 }
 
 /// The value of a parameter of the query.

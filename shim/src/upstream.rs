@@ -72,7 +72,9 @@ const DOCKER_HUB_NAMESPACE: &str = "library";
 /// An upstream registry, under one URL or several that serve the same content.
 pub struct Upstream {
     place: Arc<Place>,
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
+    /// Which caches a request has come through, this one the last.
+    via: HeaderValue,
 }
 
 /// Where an upstream is, and what it is called.
@@ -120,7 +122,7 @@ impl Upstream {
     ///
     /// # Errors
     /// A URL or a certificate cannot be read.
-    pub fn new(config: &config::Upstream) -> Result<Self, UpstreamMistake> {
+    pub fn new(config: &config::Upstream, via: HeaderValue) -> Result<Self, UpstreamMistake> {
         let mistake = |what: &str, reason: &dyn std::fmt::Display| UpstreamMistake {
             what: what.to_owned(),
             reason: reason.to_string(),
@@ -161,13 +163,25 @@ impl Upstream {
             turn: AtomicUsize::new(0),
             realms: config.realms.clone(),
         };
-        Ok(Self { tokens: Tokens::new(credentials, place.realms.clone()), place: Arc::new(place) })
+        let tokens = Arc::new(Tokens::new(credentials, place.realms.clone()));
+        Ok(Self { tokens, place: Arc::new(place), via })
     }
 
     /// The same upstream, as a client of this cache may ask it.
     pub fn on_behalf_of(&self, client: Option<Login>) -> Self {
         let tokens = Tokens::new(client.map(Credentials::of), self.place.realms.clone());
-        Self { place: Arc::clone(&self.place), tokens }
+        Self { place: Arc::clone(&self.place), tokens: Arc::new(tokens), via: self.via.clone() }
+    }
+
+    /// The same, asked for the request that `other` is asked for.
+    pub fn for_request_of(&self, other: &Self) -> Arc<Self> {
+        self.via(&other.via)
+    }
+
+    /// The same upstream, asked for a request that has come through other caches.
+    pub fn via(&self, via: &HeaderValue) -> Arc<Self> {
+        let (place, tokens) = (Arc::clone(&self.place), Arc::clone(&self.tokens));
+        Arc::new(Self { place, tokens, via: via.clone() })
     }
 
     /// Whether it is reached at `host`, with or without its port.
@@ -373,8 +387,9 @@ impl Upstream {
         if let Some(namespace) = &self.place.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
+        let request = self.place.client.request(ask.method.clone(), url);
         let mut request =
-            self.place.client.request(ask.method.clone(), url).header(header::ACCEPT, &ask.accept);
+            request.header(header::ACCEPT, &ask.accept).header(header::VIA, &self.via);
         if let Some(range) = &ask.range {
             request = request.header(header::RANGE, range);
         }

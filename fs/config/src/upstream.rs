@@ -74,6 +74,15 @@ impl Upstream {
                 "more than one upstream is the default, that of proxy or middleware counted; keep one",
             );
         }
+        let names = keyed.iter().flat_map(|upstream| upstream.key.iter().chain(&upstream.hosts));
+        let mut names: Vec<_> = names.map(|name| name.to_ascii_lowercase()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            root.mistake(
+                "upstreams",
+                &format!("{} is what two of them are called; keep one", twice[0]),
+            );
+        }
         all.extend(keyed);
         all
     }

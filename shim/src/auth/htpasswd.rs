@@ -5,7 +5,7 @@ use std::{
     fs,
     num::NonZeroUsize,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -37,7 +37,7 @@ pub struct Htpasswd {
     known: Mutex<LruCache<Print, ()>>,
     prints: Prints,
     /// bcrypt is slow by intent: more at once than processors help nobody.
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
 }
 
 impl Htpasswd {
@@ -49,7 +49,7 @@ impl Htpasswd {
             users: Watched::new(vec![path.clone()], move || read(&path))?,
             known: Mutex::new(LruCache::new(KNOWN_MAX)),
             prints: Prints::new().map_err(|error| mistake(error.to_string()))?,
-            turns: Semaphore::new(thread::available_parallelism().map_or(1, usize::from)),
+            turns: Arc::new(Semaphore::new(thread::available_parallelism().map_or(1, usize::from))),
         })
     }
 
@@ -78,12 +78,15 @@ impl Htpasswd {
 
     async fn verify(&self, login: Login, hash: String, print: Print, is_user: bool) -> bool {
         // A semaphore that is never closed always gives.
-        let _turn = self.turns.acquire().await;
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
         if is_user && self.is_known(&print) {
             return true;
         }
-        let verified =
-            spawn_blocking(move || bcrypt::verify(login.password.expose(), &hash).unwrap_or(false));
+        let verified = spawn_blocking(move || {
+            // Held to the end, also when the client has left: it cannot make this any more.
+            let _turn = turn;
+            bcrypt::verify(login.password.expose(), &hash).unwrap_or(false)
+        });
         let is_right = verified.await.unwrap_or(false) && is_user;
         if is_right {
             self.known.lock().unwrap_or_else(PoisonError::into_inner).put(print, ());

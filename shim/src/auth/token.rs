@@ -86,7 +86,7 @@ impl Token {
     }
 
     /// Whether the token of a request is good for what it needs.
-    pub fn check(&self, client: Client<'_>, need: &Need) -> Result<(), Error> {
+    pub fn check(&self, client: Client<'_>, need: Need<'_>) -> Result<(), Error> {
         let claims = self.claims(client.headers);
         let (kind, name, action) = match need {
             Need::Nothing => return Ok(()),

@@ -124,7 +124,7 @@ impl ByUpstream {
             (Proof { print, ..anyones.clone() }, login)
         });
         if let Some(upstream) = own.as_ref().and_then(|(proof, _)| self.proofs.holds(proof)) {
-            return Ok(Grant::Client(upstream));
+            return Ok(Grant::Client(upstream.for_request_of(&through.upstream)));
         }
         let is_asked = own.is_some() && self.proofs.was_refused(&anyones);
         if !is_asked {
@@ -174,7 +174,8 @@ impl ByUpstream {
         probe: &str,
     ) -> Result<Arc<Upstream>, UpstreamError> {
         // What it was asked as before may still hold a token.
-        let upstream = self.proofs.known(&proof).unwrap_or_else(|| {
+        let known = self.proofs.known(&proof).map(|known| known.for_request_of(&through.upstream));
+        let upstream = known.unwrap_or_else(|| {
             let shown =
                 login.map(|Login { username, password }| Shown::Password { username, password });
             Arc::new(through.upstream.on_behalf_of(shown))

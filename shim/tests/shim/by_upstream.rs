@@ -222,6 +222,30 @@ async fn credentials_go_to_the_upstream_when_they_are_needed_and_only_there() {
     assert!(foreign.seen(&Method::GET, "").iter().all(|seen| seen.authorization.is_none()));
 }
 
+/// What Larder itself may see shows nobody anything.
+#[tokio::test]
+async fn the_caches_own_account_is_used_for_what_is_public_alone() {
+    let scene = Scene::start().await;
+    let all = ["public", "alice/app", "bob/app"].map(str::to_owned).to_vec();
+    let own = ("larder".to_owned(), "p4ssword".to_owned());
+    scene.change(|accounts| drop(accounts.users.insert(own, all)));
+    let registry = Registry { credentials: credentials(), ..upstreams(&[scene.upstream.url()]) };
+    let shim = scene.shim_with(registry, LONG, Outage::PublicOnly).await;
+    let path = format!("alice/app/blobs/{}", scene.secret);
+    for _ in 0..2 {
+        for other in ["", &bob()] {
+            assert_eq!(status(&shim, &path, other).await, StatusCode::UNAUTHORIZED);
+        }
+        assert_eq!(status(&shim, &path, &alice()).await, StatusCode::OK);
+        assert_eq!(status(&shim, "public/manifests/1", "").await, StatusCode::OK);
+    }
+    let shown = |path: &str| {
+        scene.upstream.seen(&Method::GET, path).pop().and_then(|seen| seen.authorization)
+    };
+    assert_eq!(shown("/alice/app/blobs/").as_deref(), Some("Bearer of-alice"));
+    assert_eq!(shown("/public/manifests/").as_deref(), Some("Bearer of-larder"));
+}
+
 #[tokio::test]
 async fn an_outage_is_met_as_declared() {
     let trouble = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];

@@ -89,15 +89,18 @@ async fn a_foreign_token_server_is_not_shown_the_credentials() {
     foreign.script(|script| script.token = Some(r#"{"token":"t0ken"}"#.to_owned()));
     let digest = upstream.add_blob("a", &noise(100, 1));
     let port = foreign.address.rsplit_once(':').unwrap().1;
-    let challenge = format!(r#"Bearer realm="http://localhost:{port}/token""#);
-    guard(&upstream, "Bearer t0ken", &challenge);
-
-    let shim = shim_with_credentials(&upstream).await;
-    let answer = shim.get(&format!("a/blobs/{digest}")).await;
-    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
-    let reason = answer.text().await.unwrap();
-    assert!(reason.contains("another domain"), "{reason}");
-    assert!(!reason.contains("p4ssword"), "{reason}");
+    // Another name, another number, and names that only look like the upstream's address.
+    for host in ["localhost", "127.0.0.2", "[::1]", "127.0.0.1.example.com", "127.0.0.1@localhost"]
+    {
+        let challenge = format!(r#"Bearer realm="http://{host}:{port}/token""#);
+        guard(&upstream, "Bearer t0ken", &challenge);
+        let shim = shim_with_credentials(&upstream).await;
+        let answer = shim.get(&format!("a/blobs/{digest}")).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{host}");
+        let reason = answer.text().await.unwrap();
+        assert!(reason.contains("another domain"), "{reason}");
+        assert!(!reason.contains("p4ssword"), "{reason}");
+    }
     assert!(foreign.seen(&Method::GET, "").is_empty());
 }
 

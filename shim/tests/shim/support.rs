@@ -278,8 +278,12 @@ impl Shim {
     }
 
     pub async fn with(config: Config, root: Arc<TempDir>) -> Self {
-        let server = Server::new(&config, root.path()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, config, root).await
+    }
+
+    pub async fn on(listener: TcpListener, config: Config, root: Arc<TempDir>) -> Self {
+        let server = Server::new(&config, root.path()).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.run(listener, async {

@@ -1,7 +1,14 @@
 //! Several upstream registries in one cache, and several URLs of one.
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use axum::http::{Method, StatusCode};
 use larder_config::Upstream as Registry;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
 
 use crate::support::*;
 
@@ -189,6 +196,33 @@ async fn a_broken_transfer_goes_on_at_the_next_url() {
     assert_eq!((first.len(), second.len()), (2, 1), "{first:?} {second:?}");
     // What was on its way when the connection broke is lost, and no more than that.
     assert!(second[0] > 512 << 10 && first[1] > second[0] + (512 << 10), "{first:?} {second:?}");
+}
+
+/// Two caches that are each other's upstream, or one that is its own: an error at once, and no wait.
+#[tokio::test]
+async fn caches_in_a_circle_say_so() {
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+    let urls: Vec<_> = listeners.iter().map(url).collect();
+    let mut shims = Vec::new();
+    for (listener, upstream) in listeners.into_iter().zip([1, 0, 2]) {
+        let config = config(Some(upstreams(&urls[upstream..=upstream])));
+        shims.push(Shim::on(listener, config, Arc::new(TempDir::new().unwrap())).await);
+    }
+    let blob = format!("a/blobs/{}", digest(b"x"));
+    for shim in &shims {
+        for path in ["a/manifests/1", &blob, "a/tags/list"] {
+            let started = Instant::now();
+            let answer = shim.get(path).await;
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+            let text = answer.text().await.unwrap();
+            assert!(text.contains("508") || text.contains("503"), "{text}");
+            assert!(started.elapsed() < Duration::from_secs(5), "{path}");
+        }
+    }
 }
 
 /// A cache may be another cache's upstream.

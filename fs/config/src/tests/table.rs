@@ -43,11 +43,11 @@ fn base(key: &str) -> String {
         _ => "username: u, password: p",
     };
     let section = match key.split('.').next() {
-        Some("http") => {
-            "http: {tls: {certificate: c, key: k, clientcas: [a]}, \
-             debug: {addr: ':1', prometheus: {enabled: true}}}"
+        Some("http") if has(&["debug"]) => {
+            "http: {debug: {addr: ':5001', prometheus: {enabled: true}}}"
         }
-        Some("tags") => "tags: {rules: [{match: '*', check: always}]}",
+        Some("tags") => "tags: {rules: [{match: 'a:*', check: always}]}",
+        Some("http") => "http: {tls: {certificate: c, key: k, clientcas: [a]}}",
         Some("proxy") => &format!("proxy: {{remoteurl: 'https://a', {credentials}}}"),
         Some("upstreams") => &format!("upstreams: {{quay: {{{credentials}}}}}"),
         Some("middleware") if has(&["storage[]"]) => "middleware: {storage: [{name: redirect}]}",

@@ -66,6 +66,7 @@ fn each_mistake_is_found() {
         ("a: {token: t, exec: {command: c}}", "a: more than one kind of credentials"),
         ("a: {exec: {lifetime: 1h}}", "upstreams.a.exec.command: is missing"),
         ("a: {realms: [auth.example.com]}", "upstreams.a.realms[0]: expected a URL"),
+        ("a: {}, b: {hosts: [A]}", "upstreams: a is what two of them are called; keep one"),
         ("a: {default: true}, b: {default: true}", "upstreams: more than one upstream is the"),
     ] {
         let found = parse(&format!("upstreams: {{{more}}}")).unwrap_err().to_string();
