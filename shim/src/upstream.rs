@@ -63,6 +63,7 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json, */*",
 );
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -392,6 +393,8 @@ impl Upstream {
         let request = self.place.client.request(ask.method.clone(), url);
         let mut request = request
             .header(header::ACCEPT, &ask.accept)
+            // What a proxy on the way compresses has another digest.
+            .header(header::ACCEPT_ENCODING, IDENTITY)
             .headers(traces::headers())
             .header(header::VIA, &self.via);
         if let Some(range) = &ask.range {

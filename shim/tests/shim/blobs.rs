@@ -246,3 +246,18 @@ async fn a_drain_waits_for_the_clients_and_the_directory() {
     timeout(PATIENCE, stopped).await.unwrap().unwrap();
     assert!(shim.root.path().join("blobs/sha256").join(digest.hex()).exists());
 }
+
+/// "An upstream […] with gzip it should not have sent": it is told not to, and what it says of layers,
+/// which are compressed files, is not taken for more.
+#[tokio::test]
+async fn an_upstream_is_asked_for_what_it_has_as_it_is() {
+    let upstream = Upstream::start().await;
+    upstream.script(|script| script.compresses = true);
+    let blob = upstream.add_blob("a", &noise(100_000, 1));
+    upstream.add_manifest("a", "1", &"a manifest".into());
+    let shim = Shim::start(&upstream).await;
+    let answer = shim.get(&format!("a/blobs/{blob}")).await;
+    assert!(!answer.headers().contains_key("content-encoding"));
+    assert_eq!(check(answer, &blob).await, Ok(()));
+    assert_eq!(shim.get("a/manifests/1").await.text().await.unwrap(), "a manifest");
+}

@@ -62,6 +62,8 @@ pub struct Script {
     pub cuts: VecDeque<usize>,
     /// No `Content-Length`.
     pub hides_length: bool,
+    /// Everything is said to be compressed, and is unless the client asks for it as it is.
+    pub compresses: bool,
     /// `Range` is answered with 200.
     pub ignores_ranges: bool,
     /// No `Docker-Content-Digest`.
@@ -185,6 +187,12 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
         return StatusCode::NOT_FOUND.into_response();
     };
     let mut headers = HeaderMap::new();
+    if script.compresses {
+        headers.insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
+        if text(header::ACCEPT_ENCODING).as_deref() != Some("identity") {
+            return (headers, "something else").into_response();
+        }
+    }
     let key = if seen.query.is_empty() { path } else { &full };
     let media_type = script.media_types.get(key);
     headers.extend(media_type.map(|kind| (header::CONTENT_TYPE, kind.parse().unwrap())));
