@@ -2,14 +2,10 @@
 //!
 //! They are those of this process, in Prometheus' text format, and served where `http.debug` says.
 
-use std::{
-    array,
-    sync::{LazyLock, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{sync::LazyLock, time::Duration};
 
 use prometheus_client::{
-    encoding::text::encode,
+    encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
@@ -21,19 +17,42 @@ const WAIT_BUCKETS_S: [f64; 9] = [0.001, 0.004, 0.016, 0.064, 0.25, 1.0, 4.0, 16
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
-/// Names of labels, and their values.
-type Labels<const N: usize> = [(&'static str, String); N];
-type Counters<const N: usize> = Family<Labels<N>, Counter<u64, AtomicU64>>;
-type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRequest {
+    method: &'static str,
+    status: u32,
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfSource {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfCode {
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfUpstream {
+    upstream: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfOutcome {
+    upstream: String,
+    outcome: &'static str,
+}
 
 struct Metrics {
     registry: Registry,
-    requests: Counters<3>,
-    sent_bytes: Counters<1>,
-    waits: Histograms<1>,
-    errors: Counters<1>,
-    upstream_requests: Counters<2>,
-    upstream_bytes: Counters<1>,
+    requests: Family<OfRequest, Counter>,
+    sent_bytes: Family<OfSource, Counter>,
+    waits: Family<OfSource, Histogram, fn() -> Histogram>,
+    errors: Family<OfCode, Counter>,
+    upstream_requests: Family<OfOutcome, Counter>,
+    upstream_bytes: Family<OfUpstream, Counter>,
     saved: Counter,
     pulls: Gauge,
 }
@@ -95,19 +114,18 @@ impl Metrics {
     }
 }
 
-fn labels<const N: usize>(names: [&'static str; N], values: [&str; N]) -> Labels<N> {
-    array::from_fn(|index| (names[index], values[index].to_owned()))
-}
-
 /// A request was answered; `status` is 0 when its client left before.
 pub fn answered(method: &str, status: u16, source: Option<Source>, sent_bytes: u64) {
-    let source_name = Source::name(source);
     // Whatever else a client sends, it must not become another metric each time.
-    let method_name = if matches!(method, "GET" | "HEAD") { method } else { "other" };
-    let status = status.to_string();
-    let of_requests = labels(["method", "status", "source"], [method_name, &status, source_name]);
-    METRICS.requests.get_or_create(&of_requests).inc();
-    METRICS.sent_bytes.get_or_create(&labels(["source"], [source_name])).inc_by(sent_bytes);
+    let method = match method {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        _ => "other",
+    };
+    let name = Source::name(source);
+    let of_request = OfRequest { method, status: status.into(), source: name };
+    METRICS.requests.get_or_create(&of_request).inc();
+    METRICS.sent_bytes.get_or_create(&OfSource { source: name }).inc_by(sent_bytes);
     if method == "GET" && matches!(source, Some(Source::Local | Source::Shared)) {
         saved();
     }
@@ -115,24 +133,25 @@ pub fn answered(method: &str, status: u16, source: Option<Source>, sent_bytes: u
 
 /// The head of an answer was ready after so long.
 pub fn waited(source: Option<Source>, wait: Duration) {
-    let of_source = labels(["source"], [Source::name(source)]);
+    let of_source = OfSource { source: Source::name(source) };
     METRICS.waits.get_or_create(&of_source).observe(wait.as_secs_f64());
 }
 
 /// There was no content in an answer.
-pub fn failed(code: &str) {
-    METRICS.errors.get_or_create(&labels(["code"], [code])).inc();
+pub fn failed(code: &'static str) {
+    METRICS.errors.get_or_create(&OfCode { code }).inc();
 }
 
 /// An upstream was asked.
-pub fn asked_upstream(host: &str, outcome: &str) {
-    let of_outcome = labels(["upstream", "outcome"], [host, outcome]);
+pub fn asked_upstream(host: &str, outcome: &'static str) {
+    let of_outcome = OfOutcome { upstream: host.to_owned(), outcome };
     METRICS.upstream_requests.get_or_create(&of_outcome).inc();
 }
 
 /// An upstream sent a piece of a blob.
 pub fn received(host: &str, size_bytes: u64) {
-    METRICS.upstream_bytes.get_or_create(&labels(["upstream"], [host])).inc_by(size_bytes);
+    let of_upstream = OfUpstream { upstream: host.to_owned() };
+    METRICS.upstream_bytes.get_or_create(&of_upstream).inc_by(size_bytes);
 }
 
 /// An upstream need not be asked for content.

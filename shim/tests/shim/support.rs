@@ -148,6 +148,17 @@ impl Upstream {
     }
 }
 
+impl Script {
+    fn token_answer(&self) -> Response {
+        if let Some(location) = &self.token_redirect {
+            let location = [(header::LOCATION, location.clone())];
+            return (StatusCode::TEMPORARY_REDIRECT, location).into_response();
+        }
+        let token = self.token.clone().map(|token| Body::from(token).into_response());
+        token.unwrap_or(StatusCode::FORBIDDEN.into_response())
+    }
+}
+
 async fn answer(State(upstream): State<Scripted>, request: Request) -> Response {
     let text = |name| request.headers().get(name).map(|v| v.to_str().unwrap().to_owned());
     let seen = Seen {
@@ -166,13 +177,7 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
         return response;
     }
     if seen.path == "/token" {
-        if let Some(location) = &script.token_redirect {
-            let location = [(header::LOCATION, location.clone())];
-            return (StatusCode::TEMPORARY_REDIRECT, location).into_response();
-        }
-        return script.token.clone().map_or(StatusCode::FORBIDDEN.into_response(), |token| {
-            Body::from(token).into_response()
-        });
+        return script.token_answer();
     }
     if let Some((authorization, challenge)) = &script.guard
         && seen.authorization.as_ref() != Some(authorization)
