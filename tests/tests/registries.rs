@@ -5,7 +5,7 @@ use larder_tests::{
     scenario::{pull_and_run, wait_until_cached},
 };
 
-// "8. Content of different upstream registries never mixes."
+// "11. Content of different upstream registries never mixes."
 // The same name and tag in two registries, each pulled as an operator of the client writes it.
 
 fn pulls_from_two_registries(kind: Kind) {
@@ -63,7 +63,7 @@ fn skopeo_copies_from_two_registries() {
     pulls_from_two_registries(Kind::Skopeo);
 }
 
-// "5. A cold blob is fetched from the upstream once, however many clients of a node ask for it."
+// "10. A cold blob is fetched from the upstream once, however many clients of a node ask for it."
 // And once through all of a chain of caches, each of which has it then.
 
 #[test]

@@ -30,7 +30,7 @@ async fn two_upstreams() -> (Upstream, Upstream, Shim) {
     (default, quay, shim)
 }
 
-/// "8. Content of different upstream registries never mixes."
+/// "11. Content of different upstream registries never mixes."
 #[tokio::test]
 async fn a_registry_is_chosen_by_namespace_prefix_or_host() {
     let (default, quay, shim) = two_upstreams().await;
