@@ -11,10 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use larder_layout::{Algorithm, Digest, Entry};
 use larder_tests::{
-    Failure, Node, Sandbox, bin,
+    Failure, Mount, Node, Sandbox, Storage, bin,
     nfs::{self, CLIENTS, EXPORT, in_client, mount, network, run_in_machine},
-    run,
+    run, until,
 };
 use serde_json::Value;
 
@@ -161,24 +162,32 @@ mod inside {
     #[test]
     #[ignore = "runs in a machine"]
     fn a_server_that_is_away_is_told() {
-        let sandbox = Sandbox::enter(&Node::NEEDS).unwrap();
+        let sandbox = Sandbox::enter(&Mount::NEEDS).unwrap();
         directory("away");
         let storage = Path::new(CLIENTS[1]).join("away");
-        let mountpoint = sandbox.directory("mount");
         network("b", "down");
-        let told = [vec!["check"], vec!["mount", mountpoint.to_str().unwrap()]].map(|args| {
-            let mut command = Command::new(bin("larder-fs"));
-            command.args(args).arg("--config").arg(config(&sandbox, &storage));
-            let started = Instant::now();
-            let told = run(command, TIMEOUT).map_err(|Failure(told)| told);
-            (started.elapsed(), told)
-        });
+        let mut check = Command::new(bin("larder-fs"));
+        check.args(["check", "--config"]).arg(config(&sandbox, &storage));
+        let started = Instant::now();
+        let Failure(told) = run(check, TIMEOUT).unwrap_err();
+        println!("{:?}: {told}", started.elapsed());
+        assert!(told.contains("storage.filesystem.rootdirectory: no answer"), "{told}");
+        assert!(started.elapsed() < TELL_TIMEOUT + START_TIMEOUT);
+
+        // A mount serves what is cached, and all of it when the server is back.
+        let started = Instant::now();
+        let mount = Mount::start(&sandbox, "away", &Storage::Directory(storage), "size: 32MiB");
+        println!("{:?}: {}", started.elapsed(), mount.log());
+        assert!(mount.log().contains("storage.filesystem.rootdirectory: no answer"));
+        assert!(started.elapsed() < TELL_TIMEOUT + START_TIMEOUT);
         network("b", "up");
-        for (time, told) in told {
-            let told = told.unwrap_err();
-            println!("{time:?}: {told}");
-            assert!(told.contains("storage.filesystem.rootdirectory"), "{told}");
-            assert!(time < TELL_TIMEOUT + START_TIMEOUT, "{time:?}");
-        }
+        let blob = Entry::Blob(Digest::of(Algorithm::Sha256, b"blob")).path();
+        until("a server that is back", TIMEOUT, || {
+            let published = mount.call_within(TIMEOUT, |mount| {
+                fs::write(mount.join("ingest/x"), b"blob")?;
+                fs::rename(mount.join("ingest/x"), mount.join(&blob))
+            });
+            published.ok()
+        });
     }
 }
