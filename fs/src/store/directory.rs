@@ -13,6 +13,7 @@
 
 mod names;
 mod staged;
+mod upload;
 
 use std::{
     fs::{self, File, Metadata},
@@ -37,13 +38,14 @@ use futures_util::{
 use object_store::{
     Attributes, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
     MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
-    PutResult, Result, UploadPart, local::LocalFileSystem, path::Path,
+    PutResult, Result, local::LocalFileSystem, path::Path,
 };
 use tokio::sync::Semaphore;
 
 use self::{
     names::Root,
     staged::{IfExists, Staged},
+    upload::DirectoryUpload,
 };
 use super::{Backend, Leftovers, PART_BYTES};
 
@@ -360,12 +362,7 @@ impl ObjectStore for Directory {
         _options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         let staged = self.blocking(Staged::create).await?.map_err(|e| write_error(location, e))?;
-        Ok(Box::new(DirectoryUpload {
-            directory: self.clone(),
-            location: location.clone(),
-            staged: Some(Arc::new(staged)),
-            size_bytes: 0,
-        }))
+        Ok(Box::new(DirectoryUpload::new(self, location, staged)))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -429,50 +426,6 @@ fn if_exists(location: &Path) -> IfExists {
 
 fn put_result() -> PutResult {
     PutResult { e_tag: None, version: None, extensions: Default::default() }
-}
-
-/// An upload in parts: written side by side into one staged file.
-#[derive(Debug)]
-struct DirectoryUpload {
-    directory: Directory,
-    location: Path,
-    staged: Option<Arc<Staged>>,
-    size_bytes: u64,
-}
-
-fn ended() -> Error {
-    generic("the upload has ended, or parts of it are still being written".into())
-}
-
-#[async_trait]
-impl MultipartUpload for DirectoryUpload {
-    fn put_part(&mut self, payload: PutPayload) -> UploadPart {
-        let offset = self.size_bytes;
-        self.size_bytes += payload.content_length() as u64;
-        let (directory, location) = (self.directory.clone(), self.location.clone());
-        let staged = self.staged.clone();
-        Box::pin(async move {
-            let staged = staged.ok_or_else(ended)?;
-            let write = directory.blocking(move |_| staged.write(&payload, offset));
-            write.await?.map_err(|e| write_error(&location, e))
-        })
-    }
-
-    async fn complete(&mut self) -> Result<PutResult> {
-        let staged = self.staged.take().and_then(Arc::into_inner).ok_or_else(ended)?;
-        let location = self.location.clone();
-        let publish = self
-            .directory
-            .blocking(move |root| staged.publish(&root.path_of(&location), if_exists(&location)));
-        publish.await?.map_err(|e| write_error(&self.location, e))?;
-        Ok(put_result())
-    }
-
-    /// The file goes with the last part that is still being written.
-    async fn abort(&mut self) -> Result<()> {
-        let staged = self.staged.take().ok_or_else(ended)?;
-        self.directory.blocking(move |_| drop(staged)).await
-    }
 }
 
 #[cfg(test)]
