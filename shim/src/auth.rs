@@ -7,7 +7,6 @@ mod basic;
 mod htpasswd;
 mod token;
 mod upstream;
-mod watched;
 
 use std::{fmt, sync::Arc};
 

@@ -43,6 +43,9 @@ impl Freshness {
 
     /// When the upstream is asked about a tag.
     pub fn check(&self, repository: &Repository, tag: &Tag) -> Check {
+        if self.rules.is_empty() {
+            return Check::Always;
+        }
         let name = format!("{repository}:{tag}");
         let rule = self.rules.iter().find(|(pattern, _)| pattern.matches(&name));
         rule.map_or(Check::Always, |(_, check)| *check)

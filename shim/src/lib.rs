@@ -40,6 +40,7 @@ mod traces;
 mod turn;
 mod upstream;
 mod via;
+mod watched;
 mod workers;
 
 pub use access::TARGET as ACCESS_LOG;

@@ -36,8 +36,9 @@ use crate::{
     outbox::Outbox,
     pulse::Pulse,
     shim::Shim,
-    tls::{LOOK_INTERVAL, Reloaded, TlsMistake},
+    tls::{Reloaded, TlsMistake},
     upstream::UpstreamMistake,
+    watched::LOOK_INTERVAL,
     workers::Workers,
 };
 
@@ -112,7 +113,7 @@ impl Server {
 
     /// Serves until `shutdown`, then lets what runs go on for at most `http.draintimeout`. Whoever
     /// asks for readiness is told first, and has some seconds to send requests elsewhere.
-    pub async fn run(mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let (drain, draining) = watch::channel(false);
         let mut connections = JoinSet::new();
         let mut workers = match Workers::start() {
@@ -135,7 +136,7 @@ impl Server {
                 () = &mut ended => break,
                 Some(_) = connections.join_next() => {}
                 _ = look.tick() => {
-                    self.tls.iter_mut().for_each(Reloaded::refresh);
+                    self.tls.iter().for_each(Reloaded::refresh);
                     shim.refresh();
                 }
                 accepted = accept(&listener), if has_room => match accepted {

@@ -1,10 +1,8 @@
 //! `http.tls`
 
 use std::{
-    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
 };
 
 use larder_config::{ClientAuth, Tls, TlsVersion};
@@ -18,6 +16,8 @@ use tokio_rustls::{
         version::{TLS12, TLS13},
     },
 };
+
+use crate::watched::Watched;
 
 /// The certificate or its key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,18 +36,8 @@ pub enum TlsMistake {
 /// What ALPN calls HTTP/2.
 pub const HTTP2: &[u8] = b"h2";
 
-/// How often the files are looked at.
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-
 /// TLS as the configuration has it, and as the files are now.
-pub struct Reloaded {
-    config: Tls,
-    http2: bool,
-    acceptor: TlsAcceptor,
-    /// When the files were last changed. Looked at before they are read, so that what changes in
-    /// between is read again.
-    changed: Option<Vec<SystemTime>>,
-}
+pub struct Reloaded(Watched<TlsAcceptor, TlsMistake>);
 
 impl Reloaded {
     /// Reads the files. `http2` is offered to clients if it may be.
@@ -55,36 +45,20 @@ impl Reloaded {
     /// # Errors
     /// The certificate, its key or an authority cannot be used.
     pub fn new(config: Tls, http2: bool) -> Result<Self, TlsMistake> {
-        let changed = changed(&config).ok();
-        Ok(Self { acceptor: acceptor(&config, http2)?, config, http2, changed })
+        let files = [&config.certificate, &config.key].into_iter();
+        let files = files.chain(&config.client_authorities).cloned().collect();
+        Watched::new(files, move || acceptor(&config, http2)).map(Self)
     }
 
     /// What takes new connections.
     pub fn acceptor(&self) -> TlsAcceptor {
-        self.acceptor.clone()
+        TlsAcceptor::clone(&self.0.get())
     }
 
-    /// Reads the files again if they have changed. Those that cannot be used change nothing: they
-    /// may be half written, and what was good before still is.
-    pub fn refresh(&mut self) {
-        let changed = changed(&self.config).ok();
-        if changed.is_none() || changed == self.changed {
-            return;
-        }
-        self.changed = changed;
-        match acceptor(&self.config, self.http2) {
-            Ok(acceptor) => {
-                self.acceptor = acceptor;
-                tracing::info!(certificate = %self.config.certificate.display(), "reloaded");
-            }
-            Err(error) => tracing::error!(%error, "the certificate from before stays in use"),
-        }
+    /// Reads the files again if they have changed.
+    pub fn refresh(&self) {
+        self.0.refresh();
     }
-}
-
-fn changed(config: &Tls) -> io::Result<Vec<SystemTime>> {
-    let files = [&config.certificate, &config.key].into_iter().chain(&config.client_authorities);
-    files.map(|path| fs::metadata(path)?.modified()).collect()
 }
 
 fn acceptor(config: &Tls, http2: bool) -> Result<TlsAcceptor, TlsMistake> {
@@ -173,7 +147,10 @@ fn is_aes_128(suite: CipherSuite) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::{
+        fs::{self, File},
+        time::{Duration, SystemTime},
+    };
 
     use rcgen::generate_simple_self_signed;
 
@@ -195,7 +172,7 @@ mod tests {
             client_authorities: Vec::new(),
             client_auth: ClientAuth::Required,
         };
-        let mut tls = Reloaded::new(config, true).unwrap();
+        let tls = Reloaded::new(config, true).unwrap();
         let first = Arc::clone(tls.acceptor().config());
 
         let mut now = SystemTime::now();

@@ -19,9 +19,8 @@ use super::{
     AuthMistake,
     basic::{Login, Print, Prints},
     challenge, quoted,
-    watched::Watched,
 };
-use crate::error::Error;
+use crate::{error::Error, watched::Watched};
 
 /// How many logins are known to be right.
 const KNOWN_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -31,7 +30,7 @@ const VERIFY_DEADLINE: Duration = Duration::from_secs(10);
 /// The users, and who of them has been here.
 pub struct Htpasswd {
     challenge: String,
-    users: Watched<HashMap<String, String>>,
+    users: Watched<HashMap<String, String>, AuthMistake>,
     /// Logins that were right, with the hash that they were right for: a user whose password is
     /// changed is verified again.
     known: Mutex<LruCache<Print, ()>>,

@@ -8,8 +8,8 @@ use larder_config::{self as config, SigningAlgorithm};
 use serde::Deserialize;
 
 use self::keys::Keys;
-use super::{AuthMistake, Client, Need, challenge, quoted, redirected, watched::Watched};
-use crate::error::Error;
+use super::{AuthMistake, Client, Need, challenge, quoted, redirected};
+use crate::{error::Error, watched::Watched};
 
 /// How far the clock of the token server may be off, as in Distribution.
 const LEEWAY_S: u64 = 60;
@@ -18,7 +18,7 @@ const LEEWAY_S: u64 = 60;
 pub struct Token {
     config: config::TokenAuth,
     algorithms: Vec<Algorithm>,
-    keys: Watched<Keys>,
+    keys: Watched<Keys, AuthMistake>,
 }
 
 /// Why a token does not do.

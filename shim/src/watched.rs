@@ -1,20 +1,22 @@
 //! Files that are read again when they change.
 
 use std::{
+    fmt::Display,
     fs,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use super::AuthMistake;
+/// How often the files are looked at.
+pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-type Read<T> = Box<dyn Fn() -> Result<T, AuthMistake> + Send + Sync>;
+type Read<T, E> = Box<dyn Fn() -> Result<T, E> + Send + Sync>;
 
 /// What some files say, as they are now.
-pub struct Watched<T> {
+pub struct Watched<T, E> {
     paths: Vec<PathBuf>,
-    read: Read<T>,
+    read: Read<T, E>,
     current: Mutex<Current<T>>,
 }
 
@@ -25,15 +27,15 @@ struct Current<T> {
     stamps: Vec<Option<(SystemTime, u64)>>,
 }
 
-impl<T> Watched<T> {
+impl<T, E: Display> Watched<T, E> {
     /// Reads the files.
     ///
     /// # Errors
     /// What `read` says.
     pub fn new(
         paths: Vec<PathBuf>,
-        read: impl Fn() -> Result<T, AuthMistake> + Send + Sync + 'static,
-    ) -> Result<Self, AuthMistake> {
+        read: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
         let stamps = stamps(&paths);
         let current = Mutex::new(Current { value: Arc::new(read()?), stamps });
         Ok(Self { paths, read: Box::new(read), current })
