@@ -45,7 +45,7 @@ pub use haproxy::Haproxy;
 pub use http::{Answer, Request, Server};
 pub use image::{Blob, Format, Image, Platform, random_bytes};
 pub use keystone::Keystone;
-pub use mount::Mount;
+pub use mount::{Mount, publish};
 pub use node::{Access, Node, bin};
 pub use opened::{Opened, Untrusted, certificate};
 pub use oss::Oss;

@@ -1,7 +1,7 @@
 //! `larder-fs` alone, and calls on its mount that cannot last for ever.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, MutexGuard, mpsc},
@@ -9,13 +9,24 @@ use std::{
     time::Duration,
 };
 
-use larder_layout::{Entry, Report};
+use larder_layout::{Algorithm, Digest, Entry, Report};
 
 use crate::{Process, Sandbox, Storage, bin};
 
 /// How long one call on a mount may take. The program's own deadlines are longer, but for what a
 /// storage that answers is asked for.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Publishes content by ordinary calls, and tells under which digest.
+///
+/// # Errors
+/// What the calls say. `ingest/x` may then be left.
+pub fn publish(mount: &Path, content: &[u8]) -> io::Result<Digest> {
+    let (staged, digest) = (mount.join("ingest/x"), Digest::of(Algorithm::Sha256, content));
+    fs::write(&staged, content)?;
+    fs::rename(staged, mount.join(Entry::Blob(digest.clone()).path()))?;
+    Ok(digest)
+}
 
 /// One mount. Its cache stays when it is killed.
 pub struct Mount<'a> {

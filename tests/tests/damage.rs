@@ -15,9 +15,10 @@ use std::{
     time::Duration,
 };
 
-use larder_layout::{Algorithm, Digest, Entry};
+use larder_layout::{Digest, Entry};
 use larder_tests::{
-    Blob, Format, Image, Mount, Node, Sandbox, ScriptedUpstream, Storage, random_bytes, until,
+    Blob, Format, Image, Mount, Node, Sandbox, ScriptedUpstream, Storage, publish, random_bytes,
+    until,
 };
 
 use self::operation::Damage;
@@ -26,13 +27,6 @@ use self::operation::Damage;
 const SIZES_BYTES: [usize; 2] = [3_000, 9_000_000];
 const DAMAGES: [Damage; 4] = [Damage::Flip, Damage::Truncate, Damage::Replace, Damage::Empty];
 const TIMEOUT: Duration = Duration::from_secs(30);
-
-fn publish(mount: &Path, content: &[u8]) -> Digest {
-    let digest = Digest::of(Algorithm::Sha256, content);
-    fs::write(mount.join("ingest/x"), content).unwrap();
-    fs::rename(mount.join("ingest/x"), mount.join(Entry::Blob(digest.clone()).path())).unwrap();
-    digest
-}
 
 fn cached(cache: &Path, digest: &Digest) -> PathBuf {
     cache.join("blobs/sha256").join(digest.hex())
@@ -65,7 +59,7 @@ fn a_damaged_file_of_the_cache_is_never_read_or_mapped() {
     let mount = Mount::start(&sandbox, "node", &storage, "size: 256MiB, scrub: 0");
     for (size_bytes, damage) in SIZES_BYTES.iter().flat_map(|size| DAMAGES.map(|d| (*size, d))) {
         let content = random_bytes(size_bytes);
-        let digest = mount.call(|mount| publish(mount, &content));
+        let digest = mount.call(|mount| publish(mount, &content)).unwrap();
         let (path, file) = (Entry::Blob(digest.clone()).path(), cached(mount.cache(), &digest));
         for is_mapped in [false, true] {
             let look = || {

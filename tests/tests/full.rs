@@ -14,8 +14,8 @@ use std::{
 
 use larder_layout::{Algorithm, Digest, Entry};
 use larder_tests::{
-    Blob, Format, Image, Mount, Node, Sandbox, ScriptedUpstream, Storage, random_bytes, run,
-    scenario::wait_until_cached, until,
+    Blob, Format, Image, Mount, Node, Sandbox, ScriptedUpstream, Storage, publish, random_bytes,
+    run, scenario::wait_until_cached, until,
 };
 use nix::sys::statvfs::statvfs;
 
@@ -71,13 +71,6 @@ fn fill(cache: &Path, cached_max: usize) -> PathBuf {
     path
 }
 
-fn publish(mount: &Path, content: &[u8]) -> std::io::Result<PathBuf> {
-    let path = Entry::Blob(Digest::of(Algorithm::Sha256, content)).path();
-    fs::write(mount.join("ingest/x"), content)?;
-    fs::rename(mount.join("ingest/x"), mount.join(&path))?;
-    Ok(path)
-}
-
 fn assert_read(node: &Mount<'_>, path: &Path) {
     let content = node.call(|mount| fs::read(mount.join(path))).unwrap();
     assert!(path.ends_with(Digest::of(Algorithm::Sha256, &content).hex()));
@@ -93,7 +86,8 @@ fn a_small_disk(make: &[&str]) {
     let storage = Storage::Directory(sandbox.directory("storage"));
     let other = Mount::start(&sandbox, "other", &storage, "size: 1GiB");
     let publish_one = |_| other.call(|mount| publish(mount, &random_bytes(BLOB_BYTES))).unwrap();
-    let blobs: Vec<_> = (0..BLOBS).map(publish_one).collect();
+    let path = |digest| Entry::Blob(digest).path();
+    let blobs: Vec<_> = (0..BLOBS).map(publish_one).map(path).collect();
     let node = Mount::start(&sandbox, "node", &storage, "size: 4GiB, min_free: 64MiB");
 
     let is_done = AtomicBool::new(false);

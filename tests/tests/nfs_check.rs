@@ -11,11 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use larder_layout::{Algorithm, Digest, Entry};
 use larder_tests::{
     Failure, Mount, Node, Sandbox, Storage, bin,
     nfs::{self, CLIENTS, EXPORT, in_client, mount, network, run_in_machine},
-    run, until,
+    publish, run, until,
 };
 use serde_json::Value;
 
@@ -181,13 +180,8 @@ mod inside {
         assert!(mount.log().contains("storage.filesystem.rootdirectory: no answer"));
         assert!(started.elapsed() < TELL_TIMEOUT + START_TIMEOUT);
         network("b", "up");
-        let blob = Entry::Blob(Digest::of(Algorithm::Sha256, b"blob")).path();
         until("a server that is back", TIMEOUT, || {
-            let published = mount.call_within(TIMEOUT, |mount| {
-                fs::write(mount.join("ingest/x"), b"blob")?;
-                fs::rename(mount.join("ingest/x"), mount.join(&blob))
-            });
-            published.ok()
+            mount.call_within(TIMEOUT, |mount| publish(mount, b"blob")).ok()
         });
     }
 }

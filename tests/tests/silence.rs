@@ -28,12 +28,7 @@ const LARGE_BYTES: usize = 20 << 20;
 const STUCK: usize = 20;
 
 fn publish(mount: &Mount<'_>, content: &[u8]) -> PathBuf {
-    let path = Entry::Blob(Digest::of(Algorithm::Sha256, content)).path();
-    mount.call(|mount| {
-        fs::write(mount.join("ingest/x"), content).unwrap();
-        fs::rename(mount.join("ingest/x"), mount.join(&path)).unwrap();
-    });
-    path
+    Entry::Blob(mount.call(|mount| larder_tests::publish(mount, content)).unwrap()).path()
 }
 
 /// A program that reads a file of the mount, and waits for it.
