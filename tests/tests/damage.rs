@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use larder_layout::{Digest, Entry};
+use larder_layout::{Digest, Entry, Link as LayoutLink, Membership, Repository};
 use larder_tests::{
     Blob, Format, Image, Mount, Node, Sandbox, ScriptedUpstream, Storage, publish, random_bytes,
     until,
@@ -98,11 +98,18 @@ fn a_damaged_file_of_the_cache_is_never_served() {
     let storage = Storage::Directory(sandbox.directory("storage"));
     let node = Node::start(&sandbox, "node", &storage, Some(&upstream.url()));
     let (registry, cache) = (node.registry(), sandbox.path("node-cache"));
+    let repository: Repository = image.repository.parse().unwrap();
     for (size_bytes, damage) in SIZES_BYTES.iter().flat_map(|size| DAMAGES.map(|d| (*size, d))) {
         let blob = Blob::new("application/octet-stream", random_bytes(size_bytes));
         upstream.add(&image.repository, &blob);
         let serve = || registry.blob(&image.repository, &blob.digest).map_err(|e| e.0);
         assert_eq!(serve(), Ok(size_bytes as u64), "from the upstream");
+        // Until it is linked, clients join its pull, which has the file open that is damaged below.
+        let layer = Membership::Layer;
+        let link = LayoutLink::Member(repository.clone(), layer, blob.digest.clone());
+        let link = Entry::Link(link).path();
+        let link = link.to_str().unwrap();
+        until("the end of its pull", TIMEOUT, || node.on_mount("readlink", &[link]).ok());
         until("the blob in the mount", TIMEOUT, || node.check_blob(&blob.digest).ok());
         assert_eq!(serve(), Ok(size_bytes as u64), "from the cache");
         damage.inflict(&cached(&cache, &blob.digest));
