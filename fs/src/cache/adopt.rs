@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, Permissions},
+    io::ErrorKind,
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::Arc,
@@ -16,7 +17,7 @@ use super::{
     disk::{self, Fingerprint},
     key::Key,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 impl State {
     /// See [`super::Cache::adopt`].
@@ -40,7 +41,11 @@ impl State {
     }
 
     /// Gives the staged file the attributes of a blob.
-    fn prepare(&self, staged: &Path, modified: SystemTime) -> Result<(File, Fingerprint)> {
+    pub(super) fn prepare(
+        &self,
+        staged: &Path,
+        modified: SystemTime,
+    ) -> Result<(File, Fingerprint)> {
         let file = disk::open(staged)?;
         disk::run("set the times of", staged, || file.set_modified(modified))?;
         disk::run("set the mode of", staged, || {
@@ -52,7 +57,7 @@ impl State {
 
     /// Gives the staged file its name. The index knows of it before the directory does, so that
     /// no crash leaves a file that nobody has counted.
-    fn publish(
+    pub(super) fn publish(
         self: &Arc<Self>,
         staged: &Path,
         digest: &Digest,
@@ -69,7 +74,10 @@ impl State {
         }
         room.spend();
         let pin = Pin::counted(self, key.clone(), staged_as.inode);
-        let published = disk::rename(staged, &path).and_then(|()| disk::fingerprint(&file, &path));
+        let published =
+            disk::rename(staged, &path).and_then(|()| disk::fingerprint(&file, &path)).and_then(
+                |now| now.is_renamed(&staged_as).then_some(now).ok_or_else(|| changed(&path)),
+            );
         let mut index = self.index();
         if let Some(old) = old {
             index.unpin(&key, old.file.inode);
@@ -88,4 +96,10 @@ impl State {
             }
         }
     }
+}
+
+/// Somebody else writes in the directory of the cache.
+fn changed(path: &Path) -> Error {
+    let operation = format!("take in {}, which was changed meanwhile", path.display());
+    Error::disk(operation, ErrorKind::InvalidData.into())
 }

@@ -20,6 +20,14 @@ pub struct Fingerprint {
     pub changed_ns: i64,
 }
 
+impl Fingerprint {
+    /// Whether this is the same file, with the same content as far as can be told after a rename,
+    /// which sets the change time.
+    pub fn is_renamed(&self, before: &Self) -> bool {
+        Self { changed_ns: before.changed_ns, ..*self } == *before
+    }
+}
+
 impl From<&fs::Metadata> for Fingerprint {
     fn from(metadata: &fs::Metadata) -> Self {
         use std::os::unix::fs::MetadataExt;

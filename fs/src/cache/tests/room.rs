@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use super::*;
+use super::{super::disk, *};
 
 fn blob(byte: u8, blocks: usize) -> Vec<u8> {
     vec![byte; blocks * BLOCK_BYTES as usize]
@@ -211,7 +211,11 @@ fn work(node: &Node, worker: u64, rounds: u64, barrier: &Barrier) {
                 if room.grow(content.len() as u64).is_ok() {
                     staged.write_all(&content).unwrap();
                     let adopted = node.state.adopt(&name, &digest, SystemTime::now(), room);
-                    open.push((adopted.unwrap(), content));
+                    match adopted {
+                        Ok(adopted) => open.push((adopted, content)),
+                        // Another worker was so quick to damage it.
+                        Err(e) => assert!(disk::is_damage(&e), "{e}"),
+                    }
                 } else {
                     fs::remove_file(node.state.staging_path(&name)).unwrap();
                 }

@@ -83,6 +83,27 @@ fn a_damaged_file_is_found_after_a_restart() {
 }
 
 #[test]
+fn a_file_that_is_changed_while_it_gets_its_name_is_not_vouched_for() {
+    // With its old modification time, a file shows its change only by its change time, which
+    // renaming sets as well.
+    let shown = DAMAGES[..5].iter().filter(|(damage, _)| !damage.contains("old modification"));
+    for (damage, harm) in shown {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node::open(directory.path(), 100);
+        let digest = Digest::of(Algorithm::Sha256, CONTENT);
+        let mut room = Reservation::new(&node.state, CONTENT.len() as u64).unwrap();
+        let staged = node.state.staging_path("x");
+        fs::write(&staged, CONTENT).unwrap();
+        let prepared = node.state.prepare(&staged, SystemTime::now()).unwrap();
+        harm(&staged);
+        let published = node.state.publish(&staged, &digest, prepared, &mut room);
+        assert!(published.is_err(), "{damage}");
+        assert_eq!(node.get(&digest), None, "{damage}");
+        assert_eq!(node.quarantine().len(), 1, "{damage}");
+    }
+}
+
+#[test]
 fn a_file_that_only_looks_changed_is_hashed_once_and_served() {
     let directory = tempfile::tempdir().unwrap();
     let node = Node::open(directory.path(), 100);
