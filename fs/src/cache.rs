@@ -12,7 +12,8 @@
 //! **It cannot lie.** The index records what fstat(2) said of a file when its content was hashed. A
 //! file that looks different is hashed before it is served, and so is one that was never hashed. A
 //! damaged one is a miss, so that the blob is fetched again. What fstat(2) does not show (bit rot, a
-//! write in the same tick of the clock) the scrubber finds.
+//! write in the same tick of the clock) the kernel finds where the filesystem has fs-verity (see
+//! `verity.rs`), whenever it reads it from the disk, and the scrubber elsewhere.
 //!
 //! **It is bounded.** Room is promised before anything is written ([`Cache::reserve`]), and the
 //! promise becomes the blob's when its file gets its name. The sum of all that is on disk, and all
@@ -20,8 +21,8 @@
 //! the index itself is not in the sum: 85 bytes a blob, up to three times that before it is written anew.
 //!
 //! **It survives.** The index knows of a file before the directory does, and forgets it later, so a
-//! process that is killed leaves no file behind that is not counted. Nothing is synced on the
-//! way of a blob: after a crash of the machine, files that were not known to be on disk are hashed
+//! process that is killed leaves no file behind that is not counted. The index is not synced on
+//! the way of a blob: after a crash of the machine, files that were not known to be on disk are hashed
 //! before they are served, and no room is promised before the directory was looked through.
 //!
 //! **Nobody waits for the disk** who does not ask it: the lock of the index is held for steps in
@@ -40,12 +41,14 @@ mod reconcile;
 mod record;
 mod room;
 mod scrub;
+mod staging;
 #[cfg(test)]
 mod tests;
+mod verity;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io::{self, ErrorKind},
+    fs::{self, DirBuilder, File, Permissions},
+    io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -53,14 +56,14 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use larder_config::Cache as Config;
 use larder_layout::{Algorithm, Digest};
 use serde::Serialize;
 
-pub use self::{blob::CachedBlob, room::Reservation};
+pub use self::{blob::CachedBlob, room::Reservation, staging::StagingFile};
 use self::{
     index::{Index, time_s},
     journal::Journal,
@@ -70,10 +73,7 @@ use self::{
     quarantine::Quarantine,
     room::Limits,
 };
-use crate::{
-    error::{Error, Result},
-    store::BlobMeta,
-};
+use crate::{error::Result, store::BlobMeta};
 
 /// The local read cache of one node. Dropped, it stops its threads; blobs that are open stay open.
 pub struct Cache {
@@ -85,6 +85,8 @@ pub struct Cache {
 struct State {
     directory: PathBuf,
     limits: Limits,
+    /// Whether the disk's filesystem guards files with fs-verity.
+    has_verity: bool,
     index: Mutex<Index>,
     /// Room may have become free, or the cache is counted: for those who wait with the index.
     changed: Condvar,
@@ -142,7 +144,7 @@ impl Cache {
     /// A sentence that names the key to look at: another `larder-fs` uses the directory, others may
     /// write in it, or we may not.
     pub fn open(config: &Config) -> Result<Arc<Self>, String> {
-        let state = State::open(config)?;
+        let state = State::open(config, verity::is_supported)?;
         let mut threads = Vec::new();
         let mut start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
@@ -201,17 +203,22 @@ impl Cache {
     /// A file that is damaged or gone is dropped from the cache, as if it had never been there.
     ///
     /// # Errors
-    /// [`Error::Disk`] when the disk fails; `None` is a miss.
+    /// [`crate::error::Error::Disk`] when the disk fails; `None` is a miss.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<CachedBlob>> {
         self.state.open_blob(digest)
+    }
+
+    /// Has the file of a blob hashed before it is opened again.
+    pub fn doubt(&self, digest: &Digest) {
+        self.state.index().doubt(&Key::from(digest));
     }
 
     /// Makes room for a blob that is about to be staged, and keeps it until the reservation is
     /// dropped or adopted. It blocks while blobs are evicted.
     ///
     /// # Errors
-    /// [`Error::Disk`], with ENOSPC when there is no room even without every blob that nobody
-    /// reads. It comes before anything is written.
+    /// [`crate::error::Error::Disk`], with ENOSPC when there is no room even without every blob
+    /// that nobody reads. It comes before anything is written.
     pub fn reserve(&self, size_bytes: u64) -> Result<Reservation> {
         Reservation::new(&self.state, size_bytes)
     }
@@ -225,16 +232,17 @@ impl Cache {
     /// removed.
     ///
     /// # Errors
-    /// [`Error::Exists`] when the name is taken.
-    pub fn stage(&self, name: &str) -> Result<File> {
+    /// [`crate::error::Error::Exists`] when the name is taken.
+    pub fn stage(&self, name: &str) -> Result<StagingFile> {
         self.state.stage(name)
     }
 
-    /// Takes a staged file, whose content was verified by the caller, into the cache. The room
-    /// becomes the blob's; more of it than the file takes is given back. It blocks.
+    /// Takes a staged file, whose content was verified by the caller and which is not written any
+    /// more, into the cache. The room becomes the blob's; more of it than the file takes is given
+    /// back. It blocks: where the filesystem has fs-verity, until the file is on the disk.
     ///
     /// # Errors
-    /// [`Error::Disk`]; the staged file is then removed.
+    /// [`crate::error::Error::Disk`]; the staged file is then removed.
     pub fn adopt(
         &self,
         name: &str,
@@ -260,7 +268,8 @@ impl Drop for Cache {
 }
 
 impl State {
-    fn open(config: &Config) -> Result<Arc<Self>, String> {
+    /// `has_verity` tries a path on the cache's filesystem.
+    fn open(config: &Config, has_verity: fn(&Path) -> bool) -> Result<Arc<Self>, String> {
         let directory = config.directory.clone();
         let explain = |e: io::Error| format!("cache.directory: {}: {e}", directory.display());
         prepare(&directory)?;
@@ -270,15 +279,18 @@ impl State {
             format!("cache.directory: {shown} is in use by another larder-fs; give each its own")
         })?;
         let limits = Limits::new(config).map_err(explain)?;
-        let mut index = Index::new(limits.block_bytes);
+        let discarded_bytes = discard_staged(&directory).map_err(|e| e.to_string())?;
+        let has_verity = has_verity(&directory.join("staging/verity"));
+        let mut index = Index::new(limits.block_bytes, has_verity);
         let (journal, is_whole) = Journal::load(&directory, &mut index).map_err(explain)?;
-        index.sums.discarded = discard_staged(&directory).map_err(|e| e.to_string())?;
+        index.sums.discarded = discarded_bytes;
         let charge = |size_bytes| index.charge(size_bytes);
         let (quarantine, quarantined_bytes) =
             Quarantine::load(&directory.join("quarantine"), charge).map_err(explain)?;
         index.sums.quarantined = quarantined_bytes;
         Ok(Arc::new(Self {
             limits,
+            has_verity,
             index: Mutex::new(index),
             changed: Condvar::new(),
             journal: Mutex::new(journal),
@@ -294,19 +306,11 @@ impl State {
 
     fn stat(&self, digest: &Digest) -> Option<BlobMeta> {
         let file = self.index().get(&Key::from(digest))?.file;
-        let modified = UNIX_EPOCH + Duration::from_nanos(file.modified_ns.try_into().unwrap_or(0));
-        (file.inode != 0).then_some(BlobMeta { size_bytes: file.size_bytes, modified })
+        (file.inode != 0).then(|| file.meta())
     }
 
-    fn stage(&self, name: &str) -> Result<File> {
-        let path = self.staging_path(name);
-        let create = || OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        disk::run("create", &path, create).map_err(|e| match e {
-            Error::Disk { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
-                Error::Exists
-            }
-            e => e,
-        })
+    fn stage(&self, name: &str) -> Result<StagingFile> {
+        StagingFile::create(&self.staging_path(name))
     }
 
     fn blobs_directory(&self, algorithm: Algorithm) -> PathBuf {

@@ -218,15 +218,41 @@ impl Filesystem {
             Node::Directory(_) => Err(Error::IsDirectory),
             Node::Link(..) | Node::StagedLink(..) => Err(Error::Invalid("a symbolic link")),
             Node::Blob(_) | Node::Report(_) if for_writing => Err(Error::ReadOnly),
-            Node::Blob(digest) => {
-                let meta = self.inodes.blob(number)?;
-                Ok(match self.fetches.open(&digest, meta).await? {
-                    Content::Cached(blob) => Opened::Blob(Arc::new(blob)),
-                    Content::Fetched(reader) => Opened::Fetched(reader),
-                })
-            }
+            Node::Blob(digest) => self.open_blob(&digest, self.inodes.blob(number)?).await,
             Node::Report(report) => Ok(Opened::Report(self.report(report))),
         }
+    }
+
+    async fn open_blob(&self, digest: &Digest, meta: BlobMeta) -> Result<Opened> {
+        Ok(match self.fetches.open(digest, meta).await? {
+            Content::Cached(blob) => Opened::Blob(Arc::new(blob)),
+            Content::Fetched(reader) => Opened::Fetched(reader),
+        })
+    }
+
+    /// Has the file of a blob in the local cache hashed before it is opened, whatever it looks like.
+    pub fn doubt(&self, number: u64) {
+        if let Ok(Node::Blob(digest)) = self.inodes.node(number) {
+            self.cache.doubt(&digest);
+        }
+    }
+
+    /// The content of an open file from `offset` on, shorter than `size_bytes` only at the end.
+    /// Where a file of the cache cannot be read, the blob is opened anew: then it is found out
+    /// whether the file is damaged, and whoever reads gets the content from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Opened::read`].
+    pub async fn read(&self, opened: Arc<Opened>, offset: u64, size_bytes: u32) -> Result<Bytes> {
+        let read = Arc::clone(&opened).read(offset, size_bytes).await;
+        let (Opened::Blob(blob), Err(e)) = (&*opened, &read) else { return read };
+        tracing::warn!(digest = %blob.digest(), "opened anew: {e}");
+        blob.doubt();
+        let reread = async {
+            let opened = self.open_blob(blob.digest(), blob.meta()).await?;
+            Arc::new(opened).read(offset, size_bytes).await
+        };
+        reread.await.map_err(|e| Error::lost(blob.digest(), &e))
     }
 
     /// Opens a directory.
@@ -457,7 +483,7 @@ fn blob_attributes(number: u64, meta: BlobMeta) -> Attributes {
 }
 
 fn staged_file_attributes(number: u64, staged: &StagedFile) -> Result<Attributes> {
-    let metadata = staged.file.metadata().map_err(|e| Error::disk("stat an ingest", e))?;
+    let metadata = staged.file.reader().metadata().map_err(|e| Error::disk("stat an ingest", e))?;
     let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     let size_bytes = metadata.len();
     Ok(Attributes { number, kind: Kind::Staged, size_bytes, modified, validity: CHANGING })

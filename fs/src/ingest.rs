@@ -122,6 +122,7 @@ impl Ingest {
         let (cache, digest) = (Arc::clone(&self.cache), digest.clone());
         Ok(tokio::task::spawn_blocking(move || {
             let Some(room) = staged.take_room() else { return };
+            staged.file.end_writing();
             if let Err(e) = cache.adopt(&staged.name, &digest, SystemTime::now(), room) {
                 tracing::warn!(%digest, "published, but not kept in the local cache: {e}");
             }

@@ -31,7 +31,7 @@ impl Opened {
     pub fn file(&self) -> Option<&File> {
         match self {
             Self::Blob(blob) => Some(blob.file()),
-            Self::Staged(staged) => Some(&staged.file),
+            Self::Staged(staged) => Some(staged.file.reader()),
             Self::Fetched(_) | Self::Report(_) | Self::Directory(_) => None,
         }
     }

@@ -12,6 +12,8 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
+use crate::content::doubt;
+
 /// How many calls may be under way at once. A dead mount keeps this many threads, of tokio's 512.
 const CALLS_MAX: usize = 128;
 /// The deadline of reading or writing one piece of a file.
@@ -73,7 +75,8 @@ impl Calls {
         let size_bytes = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
         self.run(PIECE_DEADLINE, move || {
             let mut piece = vec![0; size_bytes];
-            file.read_exact_at(&mut piece, range.start)?;
+            let read = file.read_exact_at(&mut piece, range.start);
+            read.inspect_err(|error| doubt(&file, error))?;
             Ok(Bytes::from(piece))
         })
         .await

@@ -23,6 +23,7 @@ use std::{
 use bytes::Bytes;
 use larder_layout::{Algorithm, Digest, Directory, Entry, Link, Membership, Repository, StagingId};
 
+pub use self::place::doubt;
 use crate::calls::{Calls, PIECE_DEADLINE};
 
 /// The deadline of a call that moves no content.
@@ -197,7 +198,8 @@ impl Content {
                 return Ok(OpenedMember { opened: Opened::Large(blob), was_shared });
             };
             let mut content = vec![0; size];
-            blob.file.read_exact_at(&mut content, 0)?;
+            let read = blob.file.read_exact_at(&mut content, 0);
+            read.inspect_err(|error| doubt(&blob.file, error))?;
             Ok(OpenedMember { opened: Opened::Small(content.into()), was_shared })
         });
         found(opened.await)
@@ -219,7 +221,8 @@ impl Content {
             let was_shared = place::is_shared(&path);
             let file = File::open(path)?;
             let mut content = Vec::new();
-            file.take(max_bytes + 1).read_to_end(&mut content)?;
+            let read = (&file).take(max_bytes + 1).read_to_end(&mut content);
+            read.inspect_err(|error| doubt(&file, error))?;
             if content.len() as u64 > max_bytes {
                 return Err(io::Error::from(io::ErrorKind::FileTooLarge));
             }

@@ -25,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::{
     calls::{Calls, PIECE_DEADLINE},
+    content::doubt,
     outbox::{FileRange, Outbox, is_marker},
     turn::{self, Turn},
 };
@@ -101,6 +102,7 @@ impl Stream {
                     Layer::Tls(tls) => turn::send_tls(&socket.0, tls.get_mut().1, &range),
                     Layer::Plain | Layer::Away => turn::send_plain(&socket.0, &range),
                 };
+                let ended = ended.inspect_err(|error| doubt(&range.file, error));
                 ended.map(|ended| (ended, layer))
             };
             calls.run(PIECE_DEADLINE, turn).await

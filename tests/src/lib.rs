@@ -17,6 +17,7 @@ mod haproxy;
 mod http;
 mod image;
 mod keystone;
+mod machine;
 mod mount;
 pub mod nfs;
 mod node;
@@ -36,6 +37,7 @@ mod swift;
 mod tokens;
 mod upstream;
 mod vendor;
+pub mod verity;
 
 pub use authority::Authority;
 pub use azurite::Azurite;

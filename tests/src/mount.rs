@@ -11,7 +11,10 @@ use std::{
 
 use larder_layout::{Algorithm, Digest, Entry, Report};
 
-use crate::{Process, Sandbox, Storage, bin};
+use crate::{
+    Process, Sandbox, Storage, bin,
+    node::{as_nobody, give_to_nobody, shown},
+};
 
 /// How long one call on a mount may take. The program's own deadlines are longer, but for what a
 /// storage that answers is asked for.
@@ -35,6 +38,8 @@ pub struct Mount<'a> {
     config: PathBuf,
     directory: PathBuf,
     cache: PathBuf,
+    /// The program, where it has no privileges.
+    shown: Option<PathBuf>,
     process: Mutex<Option<Process>>,
 }
 
@@ -45,6 +50,24 @@ impl<'a> Mount<'a> {
     /// Mounts a storage, with these keys of `cache:` besides its directory. The disk may be filled
     /// unless they say otherwise.
     pub fn start(sandbox: &'a Sandbox, name: &str, storage: &Storage, cache: &str) -> Self {
+        let mount = Self::new(sandbox, name, storage, cache);
+        mount.restart();
+        mount
+    }
+
+    /// The same, but as a user without any privileges, to whom the storage belongs: the kernel
+    /// passes nothing through.
+    pub fn unprivileged(sandbox: &'a Sandbox, name: &str, storage: &Path, cache: &str) -> Self {
+        let mut mount = Self::new(sandbox, name, &Storage::Directory(storage.to_owned()), cache);
+        for directory in [storage, &mount.directory, &mount.cache] {
+            give_to_nobody(directory);
+        }
+        mount.shown = Some(shown(sandbox, name, "larder-fs"));
+        mount.restart();
+        mount
+    }
+
+    fn new(sandbox: &'a Sandbox, name: &str, storage: &Storage, cache: &str) -> Self {
         let directory = sandbox.directory(&format!("{name}-cache"));
         let min_free = if cache.contains("min_free") { "" } else { "min_free: 0, " };
         let config = format!(
@@ -55,21 +78,27 @@ impl<'a> Mount<'a> {
             storage.section(),
             directory.display(),
         );
-        let mount = Self {
+        Self {
             sandbox,
             name: name.to_owned(),
             config: sandbox.file(&format!("{name}.yml"), &config),
             directory: sandbox.directory(&format!("{name}-mount")),
             cache: directory,
+            shown: None,
             process: Mutex::default(),
-        };
-        mount.restart();
-        mount
+        }
     }
 
     /// Starts the program anew, and waits until the mount answers.
     pub fn restart(&self) {
-        let mut command = Command::new(bin("larder-fs"));
+        let mut command = match &self.shown {
+            None => Command::new(bin("larder-fs")),
+            Some(shown) => {
+                let mut command = as_nobody();
+                command.arg(shown);
+                command
+            }
+        };
         command.arg("mount").arg("--config").arg(&self.config).arg("--allow-other");
         command.arg(&self.directory);
         let mut process = Process::start(self.sandbox, &self.name, command);

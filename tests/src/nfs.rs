@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{Sandbox, run};
+use crate::{
+    Sandbox,
+    machine::{command, executable},
+    run,
+};
 
 const MKFS_TIMEOUT: Duration = Duration::from_secs(30);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -18,6 +22,8 @@ const MACHINE_TIMEOUT: Duration = Duration::from_secs(280);
 /// What a test needs to have the machine.
 pub const NEEDS: [&str; 3] = [KERNEL, "mkfs.ext4", "cc"];
 const KERNEL: &str = "linux.uml";
+/// The kernel loses part of these registers.
+const REGISTERS: &str = "export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW";
 /// The export, as each of the two clients has mounted it.
 pub const CLIENTS: [&str; 2] = ["/mnt/a", "/mnt/b"];
 /// The export as the server has it, without NFS.
@@ -36,7 +42,8 @@ pub fn run_in_machine(sandbox: &Sandbox, version: &str, disk_bytes: u64, filter:
     let mut mkfs = Command::new("mkfs.ext4");
     mkfs.arg("-qF").arg(&disk);
     run(mkfs, MKFS_TIMEOUT).expect("a filesystem for the server");
-    fs::write(host.join("command"), command(filter)).expect("the command of the machine");
+    fs::write(host.join("command"), command(filter, REGISTERS))
+        .expect("the command of the machine");
     let init = sandbox.file("machine/init", include_str!("nfs-vm.sh"));
 
     let output = run(kernel(sandbox, version, &host, &disk, &init), MACHINE_TIMEOUT)
@@ -111,22 +118,4 @@ fn registers(sandbox: &Sandbox) -> PathBuf {
     compile.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source);
     run(compile, COMMAND_TIMEOUT).expect("a library for the kernel");
     library
-}
-
-/// What the machine runs. With `CI`, a test that lacks something fails there.
-fn command(filter: &str) -> String {
-    let path = env::var("PATH").expect("a search path");
-    let test = env::current_exe().expect("the path of the test");
-    format!(
-        "export PATH='{path}' CI=1\n\
-         # The kernel loses part of these registers.\n\
-         export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW\n\
-         exec '{}' --ignored --nocapture --test-threads=1 '{filter}'\n",
-        test.display()
-    )
-}
-
-fn executable(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.exists())
 }

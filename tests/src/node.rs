@@ -179,13 +179,7 @@ impl<'a> Node<'a> {
         if self.is_privileged {
             return Command::new(bin(program));
         }
-        // Built where nobody else may look, perhaps: shown at a path that nobody can reach.
-        let shown = self.sandbox.file(&format!("{}-{program}", self.name), "");
-        let mut bind = Command::new("mount");
-        bind.arg("--bind").arg(bin(program)).arg(&shown);
-        run(bind, MOUNT_TIMEOUT).expect("a program where everybody can reach it");
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--pdeathsig=KILL"]);
+        let mut command = as_nobody();
         if program == "larder-fs" {
             // As systemd starts it: it may mount, and nothing else that others may not.
             command.args(["--inh-caps=-all,+sys_admin", "--ambient-caps=+sys_admin"]);
@@ -193,7 +187,7 @@ impl<'a> Node<'a> {
         } else {
             command.args(["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]);
         }
-        command.arg(shown);
+        command.arg(shown(self.sandbox, &self.name, program));
         command
     }
 
@@ -311,7 +305,23 @@ fn proxy(upstream: Option<&str>) -> String {
     upstream.map_or_else(String::new, |url| format!("proxy: {{remoteurl: \"{url}\"}}\n"))
 }
 
-fn give_to_nobody(directory: &Path) {
+/// A command that runs another one as a user that owns nothing.
+pub(crate) fn as_nobody() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "--pdeathsig=KILL"]);
+    command
+}
+
+/// A program at a path that nobody can reach: it may have been built where nobody else may look.
+pub(crate) fn shown(sandbox: &Sandbox, name: &str, program: &str) -> PathBuf {
+    let shown = sandbox.file(&format!("{name}-{program}"), "");
+    let mut bind = Command::new("mount");
+    bind.arg("--bind").arg(bin(program)).arg(&shown);
+    run(bind, MOUNT_TIMEOUT).expect("a program where everybody can reach it");
+    shown
+}
+
+pub(crate) fn give_to_nobody(directory: &Path) {
     let mut chown = Command::new("chown");
     chown.arg("nobody:").arg(directory);
     run(chown, MOUNT_TIMEOUT).expect("a directory that belongs to nobody");

@@ -16,6 +16,7 @@ use super::{
     blob::Pin,
     disk::{self, Fingerprint},
     key::Key,
+    verity,
 };
 use crate::error::{Error, Result};
 
@@ -40,13 +41,19 @@ impl State {
         outcome
     }
 
-    /// Gives the staged file the attributes of a blob.
+    /// Has the staged file guarded, and gives it the attributes of a blob.
     pub(super) fn prepare(
         &self,
         staged: &Path,
         modified: SystemTime,
     ) -> Result<(File, Fingerprint)> {
         let file = disk::open(staged)?;
+        // First, because it takes the right to write, and sets the times.
+        if self.has_verity
+            && let Err(e) = verity::enable(&file, staged)
+        {
+            tracing::warn!("a blob is cached without fs-verity: {e}");
+        }
         disk::run("set the times of", staged, || file.set_modified(modified))?;
         disk::run("set the mode of", staged, || {
             file.set_permissions(Permissions::from_mode(0o444))

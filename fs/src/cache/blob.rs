@@ -14,7 +14,10 @@ use super::{
     index::Slot,
     key::Key,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    store::BlobMeta,
+};
 
 /// How much of a file is read at a time.
 pub const CHUNK_BYTES: usize = 1 << 20;
@@ -46,6 +49,14 @@ impl CachedBlob {
         is_intact
     }
 
+    /// Its file cannot be read: it is hashed before it is opened again, unless it was replaced.
+    pub fn doubt(&self) {
+        let mut index = self.pin.state.index();
+        if index.get(&self.pin.key).is_some_and(|slot| slot.vouches_for(&self.verified_as)) {
+            index.doubt(&self.pin.key);
+        }
+    }
+
     /// The whole, verified content.
     pub fn file(&self) -> &File {
         &self.file
@@ -54,6 +65,11 @@ impl CachedBlob {
     /// How long the content is.
     pub fn size_bytes(&self) -> u64 {
         self.verified_as.size_bytes
+    }
+
+    /// Size and age, as the storage tells them of a blob.
+    pub fn meta(&self) -> BlobMeta {
+        self.verified_as.meta()
     }
 
     /// What the content hashes to.

@@ -5,9 +5,13 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
+    time::{Duration, UNIX_EPOCH},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    store::BlobMeta,
+};
 
 /// What fstat(2) says of a file at one moment: enough to notice that its content may have changed.
 /// Every write, truncation and rename sets the change time, and no call can set it back.
@@ -25,6 +29,12 @@ impl Fingerprint {
     /// which sets the change time.
     pub fn is_renamed(&self, before: &Self) -> bool {
         Self { changed_ns: before.changed_ns, ..*self } == *before
+    }
+
+    /// What is told of a blob whose file looks like this.
+    pub fn meta(&self) -> BlobMeta {
+        let modified = UNIX_EPOCH + Duration::from_nanos(self.modified_ns.try_into().unwrap_or(0));
+        BlobMeta { size_bytes: self.size_bytes, modified }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use lru::LruCache;
 
-use super::{disk::Fingerprint, journal::Log, key::Key, record::Record};
+use super::{disk::Fingerprint, journal::Log, key::Key, record::Record, verity};
 
 /// How many parts the index has.
 pub const SHARDS: usize = 64;
@@ -104,11 +104,13 @@ pub struct Index {
     pub sums: Sums,
     pub log: Log,
     block_bytes: u64,
+    has_verity: bool,
 }
 
 impl Index {
-    /// An empty index, for a disk that is allocated in blocks of `block_bytes`.
-    pub fn new(block_bytes: u64) -> Self {
+    /// An empty index, for a disk that is allocated in blocks of `block_bytes`. With fs-verity, each
+    /// file has a tree beside it.
+    pub fn new(block_bytes: u64, has_verity: bool) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| LruCache::unbounded()).collect(),
             uses: 1,
@@ -117,12 +119,16 @@ impl Index {
             sums: Sums::default(),
             log: Log::default(),
             block_bytes,
+            has_verity,
         }
     }
 
     /// How much of the disk a file takes, its name included.
     pub fn charge(&self, size_bytes: u64) -> u64 {
-        size_bytes.max(1).checked_next_multiple_of(self.block_bytes).unwrap_or(u64::MAX)
+        // A file from before the filesystem had it counts like the others, and takes a little less.
+        let tree_bytes = if self.has_verity { verity::tree_bytes(size_bytes) } else { 0 };
+        let blocks_bytes = size_bytes.max(1).checked_next_multiple_of(self.block_bytes);
+        blocks_bytes.unwrap_or(u64::MAX).saturating_add(tree_bytes)
     }
 
     /// How many blobs there are.
@@ -327,7 +333,7 @@ impl Index {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        *self = Self::new(self.block_bytes);
+        *self = Self::new(self.block_bytes, self.has_verity);
     }
 
     fn slot(&self, key: &Key) -> Option<&Slot> {

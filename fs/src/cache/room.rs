@@ -1,7 +1,7 @@
 //! Room on the disk: promised before anything is written, and made by evicting.
 //!
-//! What counts is what the disk has to give: whole blocks, of blobs, of what is staged, of what was
-//! removed but is still open, and of what is in quarantine.
+//! What counts is what the disk has to give: whole blocks, of blobs and of their trees (`verity.rs`),
+//! of what is staged, of what was removed but is still open, and of what is in quarantine.
 
 use std::{
     fs::{self, File},

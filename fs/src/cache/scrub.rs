@@ -5,7 +5,8 @@
 //! is open for one chunk at a time, and can be evicted in between. It is read past the page cache:
 //! so nothing that readers need is pushed out of memory, or dropped with what was only read here
 //! (posix_fadvise(2) cannot tell one from the other), and what is on the disk is seen although its
-//! pages may still be sound in memory.
+//! pages may still be sound in memory. The kernel reads files with fs-verity through the page cache
+//! all the same, where it checks what it reads; what is in memory is read from there.
 
 use std::{
     collections::BinaryHeap,
@@ -148,11 +149,12 @@ impl Buffer {
 fn read_chunk(path: &Path, buffer: &mut [u8], offset: u64) -> Result<(usize, Fingerprint)> {
     let file = disk::open(path)?;
     let fingerprint = disk::fingerprint(&file, path)?;
+    // Where the page cache is used all the same, what is read once is the first to be dropped.
+    let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_NOREUSE);
     let read = match read_past_cache(&file, path, buffer, offset) {
-        // Not every filesystem can. Then what is read once is at least the first to be dropped.
+        // Not every filesystem can.
         Err(e) if disk::is_unsupported(&e) => {
             let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()));
-            let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_NOREUSE);
             read_full(&file, path, buffer, offset)?
         }
         outcome => outcome?,

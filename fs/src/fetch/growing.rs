@@ -6,7 +6,6 @@
 //! or nobody reads it and it is not to be fetched whole, the file goes.
 
 use std::{
-    fs::File,
     io::ErrorKind,
     ops::Range,
     os::unix::fs::FileExt,
@@ -22,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::{BLOCK_BYTES, CONNECTIONS, Fetches, RUN_BLOCKS, blocking};
 use crate::{
-    cache::{CachedBlob, Reservation},
+    cache::{CachedBlob, Reservation, StagingFile},
     error::{Error, Result},
     store::BlobMeta,
 };
@@ -34,7 +33,7 @@ pub struct Growing {
     pub(super) meta: BlobMeta,
     /// Of the file in the staging directory.
     name: String,
-    file: File,
+    file: StagingFile,
     /// For the blocks that are there or on their way.
     room: Mutex<Option<Reservation>>,
     state: Mutex<State>,
@@ -72,7 +71,7 @@ impl Growing {
         let file = fetches.cache.stage(&name)?;
         // A file that grows as it is written takes more of XFS than was reserved: it is given room
         // to grow on.
-        let sized = file.set_len(meta.size_bytes);
+        let sized = file.write(|file| file.set_len(meta.size_bytes));
         sized.map_err(|e| Error::disk(format!("give {name} its length"), e))?;
         let blocks = usize::try_from(meta.size_bytes.div_ceil(BLOCK_BYTES)).unwrap_or(usize::MAX);
         let state = State {
@@ -232,7 +231,7 @@ impl Growing {
         let pieces = blocking(move || {
             let mut offset = block as u64 * BLOCK_BYTES;
             for piece in &pieces {
-                let written = this.file.write_all_at(piece, offset);
+                let written = this.file.write(|file| file.write_all_at(piece, offset));
                 written.map_err(|e| this.disk_error("write", e))?;
                 offset += piece.len() as u64;
             }
@@ -266,7 +265,7 @@ impl Growing {
                 pieces.iter().for_each(|piece| verifier.update(piece));
             } else {
                 content.resize(self.block_bytes(next) as usize, 0);
-                if let Err(e) = self.file.read_exact_at(&mut content, start) {
+                if let Err(e) = self.file.reader().read_exact_at(&mut content, start) {
                     return self.end(Err(self.disk_error("read", e)));
                 }
                 verifier.update(&content);
@@ -292,6 +291,7 @@ impl Growing {
         }
         let room = self.room.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(room) = room else { return };
+        self.file.end_writing();
         let cache = &self.fetches.cache;
         match cache.adopt(&self.name, &self.digest, self.meta.modified, room) {
             Ok(blob) => self.state().adopted = Some(blob),
@@ -312,7 +312,7 @@ impl Growing {
 
     fn read_file(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut content = vec![0; (range.end - range.start) as usize];
-        let read = self.file.read_exact_at(&mut content, range.start);
+        let read = self.file.reader().read_exact_at(&mut content, range.start);
         read.map_err(|e| self.disk_error("read", e))?;
         Ok(content)
     }

@@ -161,7 +161,12 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, req: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let for_writing = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        if !for_writing && let Some((handle, mode)) = self.files.reopen(number.0) {
+        // Whoever reads past the page cache wants to know what is on the disk. A reader whom the
+        // kernel has refused a page of a file asks so for the file to be hashed.
+        let is_doubted = flags.0 & libc::O_DIRECT != 0;
+        if is_doubted {
+            self.filesystem.doubt(number.0);
+        } else if !for_writing && let Some((handle, mode)) = self.files.reopen(number.0) {
             self.filesystem.count_opened();
             return answer_open(handle, &mode, reply);
         }
@@ -225,8 +230,8 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let opened = self.files.get(handle);
-        let operation = async move { opened?.read(offset, size).await };
+        let (filesystem, opened) = (Arc::clone(&self.filesystem), self.files.get(handle));
+        let operation = async move { filesystem.read(opened?, offset, size).await };
         self.answer(req, READ_DEADLINE, operation, move |outcome| match outcome {
             Ok(content) => reply.data(&content),
             Err(e) => reply.error(errno(&e)),

@@ -1,7 +1,6 @@
 //! A file in `ingest/`: what comes is written, hashed, and sent ahead.
 
 use std::{
-    fs::File,
     os::unix::fs::FileExt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,7 +12,7 @@ use bytes::Bytes;
 use larder_layout::{Digest, StagingId, Verifier};
 
 use crate::{
-    cache::{Cache, Reservation},
+    cache::{Cache, Reservation, StagingFile},
     error::{Error, Result},
     fetch::blocking,
     store::{Storage, Upload},
@@ -22,7 +21,7 @@ use crate::{
 /// A file in `ingest/`. It stays readable for whoever has it open, also after it was published.
 pub struct StagedFile {
     /// The file on local disk.
-    pub file: File,
+    pub file: StagingFile,
     /// Of the file in the staging directory. Not the name in `ingest/`, which is free for another
     /// file while this one is still being taken into the cache, or could not be removed.
     pub(super) name: String,
@@ -100,7 +99,7 @@ impl StagedFile {
         let end = offset + content.len() as u64;
         received.make_room(end)?;
         let verifier = received.verifier.take();
-        let written = self.file.write_all_at(content, offset);
+        let written = self.file.write(|file| file.write_all_at(content, offset));
         written.map_err(|e| Error::disk("write an ingest", e))?;
         received.verifier =
             verifier.filter(|verifier| verifier.size_bytes() == offset).map(|mut verifier| {
@@ -118,7 +117,8 @@ impl StagedFile {
         let mut received = self.writable()?;
         received.make_room(size_bytes)?;
         let verifier = received.verifier.take();
-        self.file.set_len(size_bytes).map_err(|e| Error::disk("truncate an ingest", e))?;
+        let truncated = self.file.write(|file| file.set_len(size_bytes));
+        truncated.map_err(|e| Error::disk("truncate an ingest", e))?;
         received.verifier = verifier.filter(|verifier| verifier.size_bytes() <= size_bytes);
         Ok(())
     }
@@ -170,7 +170,8 @@ impl StagedFile {
     /// [`Error::ReadOnly`] when it is being published already.
     pub(super) fn seal(&self) -> Result<(Seal<'_>, u64)> {
         let mut received = self.writable()?;
-        let metadata = self.file.metadata().map_err(|e| Error::disk("stat an ingest", e))?;
+        let metadata =
+            self.file.reader().metadata().map_err(|e| Error::disk("stat an ingest", e))?;
         received.is_sealed = true;
         Ok((Seal(self), metadata.len()))
     }
@@ -195,7 +196,7 @@ impl StagedFile {
     /// What is in the file from `offset` on, `size_bytes` at the most.
     pub(super) async fn read(&self, offset: u64, size_bytes: u64) -> Result<Bytes> {
         let read = |e| Error::disk("read an ingest", e);
-        let file = self.file.try_clone().map_err(read)?;
+        let file = self.file.reader().try_clone().map_err(read)?;
         blocking(move || {
             let rest_bytes = file.metadata().map_err(read)?.len().saturating_sub(offset);
             let mut content = vec![0; rest_bytes.min(size_bytes) as usize];

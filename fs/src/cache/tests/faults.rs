@@ -11,7 +11,7 @@ const CONTENTS: [&[u8]; 4] = [FIRST, SECOND, THIRD, FOURTH];
 
 /// A bit of everything. What fails, fails.
 fn live(directory: &Path) -> Option<Node> {
-    let state = State::open(&config(directory, 3)).ok()?;
+    let state = State::open(&config(directory, 3), |_| false).ok()?;
     let node = Node { directory: directory.to_owned(), state };
     let _ = node.state.reconcile();
     let _ = node.state.remove_discarded();

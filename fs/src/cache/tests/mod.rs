@@ -10,6 +10,7 @@ mod truth;
 use std::{
     fs,
     io::{Read, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -45,7 +46,7 @@ impl Node {
 
     /// The same, before it has looked through its directory.
     fn open_uncounted(directory: &Path, blocks: u64) -> Self {
-        let state = State::open(&config(directory, blocks)).unwrap();
+        let state = State::open(&config(directory, blocks), |_| false).unwrap();
         Self { directory: directory.to_owned(), state }
     }
 

@@ -42,7 +42,7 @@ fn what_was_adopted_survives_a_kill() {
     let node = Node::open(directory.path(), 100);
     let first = node.put(CONTENTS[0]);
     let second = node.try_put(Algorithm::Sha512, CONTENTS[1]).unwrap().digest().clone();
-    node.state.stage("half").unwrap().write_all(b"ha").unwrap();
+    node.state.stage("half").unwrap().write(|file| file.write_all_at(b"ha", 0)).unwrap();
     drop(node);
 
     let node = Node::open_uncounted(directory.path(), 100);
@@ -227,7 +227,7 @@ fn a_cache_that_was_made_smaller_shrinks() {
 fn a_directory_is_for_one_cache_and_one_user() {
     let directory = tempfile::tempdir().unwrap();
     let _node = Node::open(directory.path(), 4);
-    let refused = |path| State::open(&config(path, 4)).err().unwrap();
+    let refused = |path| State::open(&config(path, 4), |_| false).err().unwrap();
     assert!(refused(directory.path()).contains("in use"));
     for name in ["blobs", "blobs/sha256", "staging", "quarantine", "discarded"] {
         let mode = fs::metadata(directory.path().join(name)).unwrap().permissions().mode();

@@ -1,6 +1,6 @@
 //! > Bytes served under a digest hash to it, or the transfer ends in an error.
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::fs::File;
 
 use super::*;
 
