@@ -15,9 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    Request, Response,
+    Method, Request, Response, Uri,
     body::{Body, Frame, SizeHint},
-    header,
+    header::{self, HeaderValue},
 };
 use tracing::Span;
 
@@ -38,9 +38,9 @@ const USER_AGENT_MAX_BYTES: usize = 200;
 pub struct Line {
     id: u64,
     client: SocketAddr,
-    method: String,
-    path: String,
-    user_agent: String,
+    method: Method,
+    uri: Uri,
+    user_agent: Option<HeaderValue>,
     started: Instant,
     span: Span,
     /// 0 when the client left before there was an answer.
@@ -54,15 +54,12 @@ impl Line {
     pub fn of<B>(request: &Request<B>, client: SocketAddr) -> Self {
         static NEXT: LazyLock<AtomicU64> =
             LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(std::process::id())));
-        let user_agent = request.headers().get(header::USER_AGENT);
-        let user_agent = user_agent.and_then(|value| value.to_str().ok()).unwrap_or_default();
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             client,
-            method: request.method().to_string(),
-            path: request.uri().path().to_owned(),
-            // `to_str` took ASCII only, so this cuts no character in half.
-            user_agent: user_agent[..user_agent.len().min(USER_AGENT_MAX_BYTES)].to_owned(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            user_agent: request.headers().get(header::USER_AGENT).cloned(),
             started: Instant::now(),
             span: traces::request(request),
             status: 0,
@@ -84,21 +81,28 @@ impl Line {
         traces::answered(&self.span, self.status, self.source);
         response.map(|body| Followed { body, line: self, pulse, awaited: None })
     }
+
+    fn user_agent(&self) -> &str {
+        let user_agent = self.user_agent.as_ref().and_then(|value| value.to_str().ok());
+        let user_agent = user_agent.unwrap_or_default();
+        // `to_str` took ASCII only, so this cuts no character in half.
+        &user_agent[..user_agent.len().min(USER_AGENT_MAX_BYTES)]
+    }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        metrics::answered(&self.method, self.status, self.source, self.sent_bytes);
+        metrics::answered(self.method.as_str(), self.status, self.source, self.sent_bytes);
         tracing::info!(
             target: TARGET,
             id = format_args!("{:016x}", self.id),
             client = %self.client,
-            method = self.method,
-            path = self.path,
+            method = self.method.as_str(),
+            path = self.uri.path(),
             status = self.status,
             bytes = self.sent_bytes,
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            user_agent = self.user_agent,
+            user_agent = self.user_agent(),
             source = Source::name(self.source),
         );
     }
@@ -142,7 +146,9 @@ impl Body for Followed {
                 let size = frame.data_ref().map_or(0, Bytes::len);
                 self.line.sent_bytes += size as u64;
             }
-            Some(Err(error)) => tracing::warn!(path = self.line.path, %error, "an answer is cut"),
+            Some(Err(error)) => {
+                tracing::warn!(path = self.line.uri.path(), %error, "an answer is cut")
+            }
             None => {}
         }
         Poll::Ready(frame)

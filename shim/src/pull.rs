@@ -2,9 +2,12 @@
 //!
 //! A [`Pull`] runs by itself, in a task that no client can cancel. It appends what the upstream
 //! sends to a staging file, with a running check of the digest. Every client, the first one
-//! included, is a reader of that file behind a watermark ([`tail`]). The watermark always lags
-//! behind by what came last, so content that turns out to be wrong ends as a cut transfer.
+//! included, is a reader of that file behind a watermark ([`tail`]), and gets what came lately without
+//! the file being read ([`recent`]). The watermark always lags behind by what came last, so content
+//! that turns out to be wrong ends as a cut transfer.
 
+mod readers;
+mod recent;
 mod staging;
 mod tail;
 mod transfer;
@@ -18,7 +21,7 @@ use larder_layout::{Digest, Link, Membership, Repository};
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use self::staging::Staging;
+use self::{readers::Readers, recent::Recent, staging::Staging};
 use crate::{calls::Calls, content::Content, error::Error, metrics, upstream::Upstream};
 
 /// How many pulls may run at once: each holds a connection, a staging file and a buffer.
@@ -50,6 +53,7 @@ pub struct Pull {
     /// The repository whose client came first, and whose name the upstream is asked by.
     origin: Repository,
     progress: watch::Receiver<Progress>,
+    readers: Arc<Readers>,
 }
 
 /// How far a pull has come.
@@ -61,6 +65,10 @@ struct Progress {
     size_bytes: Option<u64>,
     /// How many bytes may be read; never the last ones that came before all are checked.
     readable_bytes: u64,
+    /// What came lately, in memory.
+    recent: Recent,
+    /// How many of the first bytes are in the file, when there is room for no more.
+    stored_bytes: Option<u64>,
     /// How it ended: the digest is right, or there will be no more bytes.
     outcome: Option<Result<(), Error>>,
 }
@@ -144,8 +152,12 @@ impl Pulls {
             Entry::Vacant(_) if count >= PULLS_MAX => Err(Error::Busy("too many pulls run")),
             Entry::Vacant(vacant) => {
                 let (sender, progress) = watch::channel(Progress::default());
-                let pull =
-                    Arc::new(Pull { digest: digest.clone(), origin: repository.clone(), progress });
+                let pull = Arc::new(Pull {
+                    digest: digest.clone(),
+                    origin: repository.clone(),
+                    progress,
+                    readers: Arc::default(),
+                });
                 vacant.insert(Running {
                     pull: Arc::clone(&pull),
                     repositories: vec![repository.clone()],
@@ -235,6 +247,9 @@ async fn run(place: Place, upstream: Arc<Upstream>, progress: watch::Sender<Prog
     };
     // The last bytes go out at once: publishing may take as long as an upload does.
     progress.send_modify(|progress| progress.outcome = Some(Ok(())));
+    if progress.borrow().stored_bytes.is_some() {
+        return;
+    }
     let size_bytes = progress.borrow().readable_bytes;
     match staging.publish(&pulls.content, size_bytes, digest).await {
         Ok(true) => pulls.link(digest).await,

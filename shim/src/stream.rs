@@ -269,9 +269,30 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(context))?;
-            match self.0.try_read_buf(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result.map(drop)),
+            let mut read = None;
+            let attempt = self.0.try_io(Interest::READABLE, || {
+                let room_bytes = buffer.remaining();
+                // SAFETY: recv(2) writes into it, and what it was does not come back.
+                let unfilled = unsafe { buffer.unfilled_mut() };
+                let size_bytes = SockRef::from(&*self.0).recv(unfilled)?;
+                read = Some(size_bytes);
+                // epoll(7): less than there is room for was all that there is. Said at once, this
+                // spares each request the call that finds nothing.
+                match size_bytes {
+                    0 => Ok(()),
+                    _ if size_bytes == room_bytes => Ok(()),
+                    _ => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            });
+            match (read, attempt) {
+                (Some(size_bytes), _) => {
+                    // SAFETY: recv(2) has written so many.
+                    unsafe { buffer.assume_init(size_bytes) };
+                    buffer.advance(size_bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                (None, outcome) => return Poll::Ready(outcome),
             }
         }
     }

@@ -41,6 +41,8 @@ const LOOK_BYTES: u64 = 16 << 20;
 /// How far apart the bytes are that are looked at. The kernel reads ahead, and gives up, in pieces
 /// of this size or larger.
 const STRIDE_BYTES: usize = 128 << 10;
+/// How far apart they are where the first of them took long to read.
+const CLOSE_STRIDE_BYTES: usize = STRIDE_BYTES / 4;
 /// A byte that takes longer was not in memory: a disk takes longer, and so does a FUSE daemon.
 const MEMORY_MAX: Duration = Duration::from_micros(5);
 
@@ -84,17 +86,30 @@ pub fn send_plain(socket: &TcpStream, from: &FileRange) -> io::Result<Turn> {
 }
 
 /// Whether all of a range is in memory, by how long it takes to read a byte here and there.
-/// `RWF_NOWAIT` would tell, but no file on a FUSE mount supports it. A thread that has
-/// to wait for its processor sees too little in memory and never too much.
+/// `RWF_NOWAIT` would tell, but no file on a FUSE mount supports it.
+///
+/// A read also takes long when the thread has to wait for its processor, which is common on a busy
+/// machine. So it is looked closer then: where a disk was read, or a FUSE daemon asked, for one byte,
+/// those around it take as long, unless they have come with it.
 fn is_in_memory(file: &File, range: Range<u64>) -> io::Result<bool> {
-    for offset in range.step_by(STRIDE_BYTES) {
-        let started = Instant::now();
-        file.read_exact_at(&mut [0], offset)?;
-        if started.elapsed() > MEMORY_MAX {
-            return Ok(false);
+    for offset in range.clone().step_by(STRIDE_BYTES) {
+        if !takes_long(file, offset)? {
+            continue;
+        }
+        let end = range.end.min(offset + STRIDE_BYTES as u64);
+        for near in (offset..end).step_by(CLOSE_STRIDE_BYTES).skip(1) {
+            if takes_long(file, near)? {
+                return Ok(false);
+            }
         }
     }
     Ok(true)
+}
+
+fn takes_long(file: &File, offset: u64) -> io::Result<bool> {
+    let started = Instant::now();
+    file.read_exact_at(&mut [0], offset)?;
+    Ok(started.elapsed() > MEMORY_MAX)
 }
 
 /// Sends a range, or as much of it as there is room for.

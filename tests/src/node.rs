@@ -48,6 +48,8 @@ pub struct Node<'a> {
     config: PathBuf,
     /// The directory that the shim serves: the mount, or a plain one.
     directory: PathBuf,
+    /// Where the shim has its temporary files, if not in `/tmp`.
+    pub temporary: Option<PathBuf>,
     is_tls: bool,
     has_mount: bool,
     is_privileged: bool,
@@ -147,6 +149,7 @@ impl<'a> Node<'a> {
             config: sandbox.file(&format!("{name}.yml"), &config),
             address,
             directory: directory.to_owned(),
+            temporary: None,
             is_tls: authority.is_some(),
             has_mount: false,
             is_privileged: false,
@@ -169,6 +172,9 @@ impl<'a> Node<'a> {
     pub fn start_shim(&mut self) {
         let mut command = self.command("larder-shim");
         command.arg("serve").arg("--config").arg(&self.config).arg("--root").arg(&self.directory);
+        if let Some(temporary) = &self.temporary {
+            command.env("TMPDIR", temporary);
+        }
         let mut process = Process::start(self.sandbox, &format!("{}-shim", self.name), command);
         let registry = self.registry();
         process.wait_until("/healthz", || registry.is_ok("/healthz").then_some(()));

@@ -154,7 +154,7 @@ fn a_pull_while_the_disk_is_full() {
     let image = Image::new(Format::Oci);
     let upstream = ScriptedUpstream::start(&sandbox, &image);
     let storage = Storage::Directory(sandbox.directory("storage"));
-    let node = Node::start(&sandbox, "node", &storage, Some(&upstream.url()));
+    let mut node = Node::start(&sandbox, "node", &storage, Some(&upstream.url()));
     let registry = node.registry();
     registry.pull(&image, &image.native).expect("an image, with room");
     wait_until_cached(&node, &image, &[&image.native]);
@@ -164,4 +164,14 @@ fn a_pull_while_the_disk_is_full() {
     let bytes = registry.blob(&image.repository, &blob.digest).expect("a new blob");
     assert_eq!(bytes, BLOB_BYTES as u64);
     registry.pull(&image, &image.native).expect("an image that is only in the storage");
+
+    // Nor when nothing can be stored anywhere.
+    node.kill_shim();
+    node.temporary = Some(cache);
+    node.start_shim();
+    let blob = Blob::new("application/octet-stream", random_bytes(BLOB_BYTES));
+    upstream.add(&image.repository, &blob);
+    let bytes = registry.blob(&image.repository, &blob.digest).expect("a blob from memory");
+    assert_eq!(bytes, BLOB_BYTES as u64);
+    assert!(node.log().contains("there is room for it nowhere"));
 }

@@ -26,13 +26,15 @@ enum Fate {
     Published,
     /// It has no name and goes when the last client has left: the directory is in trouble.
     Vanish,
+    /// It takes nothing: there is room nowhere.
+    Nowhere,
 }
 
 impl Staging {
     /// An empty file in the directory, or outside of it when the directory takes none.
     ///
     /// # Errors
-    /// Neither takes a file.
+    /// There is not even `/dev/null`.
     pub(super) async fn create(
         content: &Content,
         temporary: &Calls,
@@ -46,9 +48,14 @@ impl Staging {
             }),
             Err(error) => {
                 tracing::warn!(%error, "a blob is pulled but will not be kept");
-                Self::vanishing(temporary).await
+                Self::vanishing(temporary).await.or_else(|_| Self::nowhere(temporary))
             }
         }
+    }
+
+    fn nowhere(temporary: &Calls) -> io::Result<Self> {
+        let file = Arc::new(File::open("/dev/null")?);
+        Ok(Self { file, calls: temporary.clone(), fate: Fate::Nowhere })
     }
 
     /// A blob that is there already.
@@ -82,6 +89,7 @@ impl Staging {
         let file = match &self.fate {
             Fate::Publish(staged) => staged.writer()?,
             Fate::Published | Fate::Vanish => Arc::clone(&self.file),
+            Fate::Nowhere => return Err(io::ErrorKind::StorageFull.into()),
         };
         self.calls.write(file, offset, piece).await
     }
@@ -106,7 +114,7 @@ impl Staging {
                 Ok(true)
             }
             Fate::Published => Ok(true),
-            Fate::Vanish => Ok(false),
+            Fate::Vanish | Fate::Nowhere => Ok(false),
         }
     }
 

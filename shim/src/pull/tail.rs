@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
-use super::{Progress, Pull};
+use super::{Progress, Pull, readers::Reader};
 use crate::{body::PIECE_BYTES, error::Error};
 
 impl Pull {
@@ -39,9 +39,12 @@ impl Pull {
         self: &Arc<Self>,
         range: Option<Range<u64>>,
     ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        let offset = range.as_ref().map_or(0, |range| range.start);
         let tail = Tail {
             progress: self.progress.clone(),
-            offset: range.as_ref().map_or(0, |range| range.start),
+            reader: self.readers.enter(offset),
+            offset,
+            withheld: None,
             end: range.map(|range| range.end),
         };
         stream::try_unfold(tail, |mut tail| async move {
@@ -52,77 +55,147 @@ impl Pull {
 
 struct Tail {
     progress: watch::Receiver<Progress>,
+    reader: Reader,
     offset: u64,
+    /// The last byte, until the digest is right.
+    withheld: Option<Bytes>,
     /// Where the answer ends; `None` is the end of the blob, wherever that is.
     end: Option<u64>,
 }
 
 impl Tail {
+    /// The last byte is withheld until the digest is right, even if the answer is a range far before
+    /// what came last: else the client would hold a complete answer of bytes that nobody has checked.
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        let (offset, end) = (self.offset, self.end);
-        let is_ready =
-            |progress: &Progress| progress.outcome.is_some() || progress.readable_to(end) > offset;
-        let (staging, piece) = {
+        loop {
+            if let Some(last) = self.withheld.take() {
+                let is_over = |progress: &Progress| progress.outcome.is_some();
+                let progress = self.progress.wait_for(is_over).await.map_err(io::Error::other)?;
+                return match &progress.outcome {
+                    Some(Err(error)) => Err(io::Error::other(error.clone())),
+                    _ => Ok(Some(last)),
+                };
+            }
+            let Some(mut piece) = self.piece().await? else { return Ok(None) };
+            if self.end == Some(self.offset) {
+                self.withheld = Some(piece.split_off(piece.len() - 1));
+                // It waits for nothing that is still to come.
+                self.reader.advance(u64::MAX);
+            }
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    /// What can be read next, from memory if it came lately.
+    async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        let (offset, end) = (self.offset, self.end.unwrap_or(u64::MAX));
+        self.reader.advance(offset);
+        let is_ready = |progress: &Progress| {
+            progress.outcome.is_some() || progress.readable_bytes.min(end) > offset
+        };
+        let (staging, piece, recent) = {
             let progress = self.progress.wait_for(is_ready).await.map_err(io::Error::other)?;
             if let Some(Err(error)) = &progress.outcome {
                 return Err(io::Error::other(error.clone()));
             }
-            let end = progress.readable_to(end).min(offset + PIECE_BYTES);
-            (progress.staging.clone(), offset..end)
+            let recent = progress.recent.from(offset);
+            let readable_to = progress.readable_bytes.min(end);
+            let in_file_to = progress.stored_bytes.filter(|_| recent.is_none());
+            let in_file_to = in_file_to.unwrap_or(u64::MAX);
+            if (in_file_to..readable_to).contains(&offset) {
+                return Err(io::Error::other(
+                    "it could not be stored, and this client was too slow",
+                ));
+            }
+            let piece = offset..readable_to.min(in_file_to).min(offset + PIECE_BYTES);
+            (progress.staging.clone(), piece, recent)
         };
         let Some(staging) = staging.filter(|_| !piece.is_empty()) else { return Ok(None) };
+        if let Some(mut recent) = recent {
+            recent.truncate(usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX));
+            self.offset += recent.len() as u64;
+            return Ok(Some(recent));
+        }
         self.offset = piece.end;
         staging.read(piece).await.map(Some)
     }
 }
 
-impl Progress {
-    /// Up to where an answer that ends at `end` may be sent. Its last byte is withheld until the
-    /// digest is right, even if the range lies far before what came last: else the client would
-    /// hold a complete answer of bytes that nobody has checked.
-    fn readable_to(&self, end: Option<u64>) -> u64 {
-        match (&self.outcome, end) {
-            (Some(_), end) => end.unwrap_or(self.readable_bytes).min(self.readable_bytes),
-            (None, Some(end)) => self.readable_bytes.min(end.saturating_sub(1)),
-            (None, None) => self.readable_bytes,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use futures_util::{FutureExt, StreamExt, TryStreamExt};
 
     use super::*;
     use crate::pull::Staging;
 
-    #[test]
-    fn the_last_byte_of_every_answer_waits_for_the_digest() {
-        let mut progress = Progress { readable_bytes: 100, ..Progress::default() };
-        assert_eq!(progress.readable_to(None), 100);
-        assert_eq!(progress.readable_to(Some(200)), 100);
-        assert_eq!(progress.readable_to(Some(100)), 99);
-        assert_eq!(progress.readable_to(Some(10)), 9);
-        assert_eq!(progress.readable_to(Some(0)), 0);
-        progress.outcome = Some(Ok(()));
-        assert_eq!(progress.readable_to(None), 100);
-        assert_eq!(progress.readable_to(Some(10)), 10);
+    #[tokio::test]
+    async fn the_last_byte_of_every_answer_waits_for_the_digest() {
+        let (sender, pull) = begun().await;
+        sender.send_modify(|progress| {
+            progress.recent.push((0..100).collect::<Vec<_>>().into());
+            progress.readable_bytes = 100;
+        });
+        for (start, end) in [(0, 100), (0, 10), (9, 10), (50, 100)] {
+            let mut answer = Box::pin(pull.read(Some(start..end)));
+            let mut content = Vec::new();
+            while let Some(piece) = answer.next().now_or_never() {
+                content.extend(piece.unwrap().unwrap());
+            }
+            assert_eq!(content, (start as u8..end as u8 - 1).collect::<Vec<_>>());
+        }
+        let waiting = tokio::spawn(pull.read(Some(9..10)).try_collect::<Vec<_>>());
+        sender.send_modify(|progress| progress.outcome = Some(Ok(())));
+        assert_eq!(waiting.await.unwrap().unwrap(), [vec![9]]);
+    }
+
+    /// What is stored nowhere comes as its clients take it; who is left behind is cut.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_only_in_memory_waits_for_its_clients() {
+        let (sender, pull) = begun().await;
+        assert!(!pull.readers.come_to(1).await, "nobody reads");
+        let mut answers = [pull.read(Some(0..1 << 30)), pull.read(Some(0..1 << 30))].map(Box::pin);
+        sender.send_modify(|progress| {
+            progress.stored_bytes = Some(0);
+            progress.recent.push(vec![1; 10].into());
+            progress.readable_bytes = 10;
+        });
+        for answer in &mut answers {
+            assert_eq!(answer.next().await.unwrap().unwrap(), vec![1; 10]);
+        }
+        let [fast, slow] = &mut answers;
+        let waiting = tokio::spawn({
+            let readers = Arc::clone(&pull.readers);
+            async move { readers.come_to(10).await }
+        });
+        assert!(fast.next().now_or_never().is_none());
+        assert!(waiting.await.unwrap(), "after a while the fast one goes on alone");
+        sender.send_modify(|progress| {
+            for _ in 0..3 {
+                progress.recent.push(vec![2; 1 << 20].into());
+            }
+            progress.readable_bytes = 10 + (3 << 20);
+        });
+        assert!(slow.next().await.unwrap().is_err());
+    }
+
+    async fn begun() -> (watch::Sender<Progress>, Arc<Pull>) {
+        let (sender, receiver) = watch::channel(Progress::default());
+        let digest = larder_layout::Digest::of(larder_layout::Algorithm::Sha256, b"not empty");
+        let content = crate::content::Content::new(std::path::Path::new("/nowhere"));
+        let temporary = crate::calls::Calls::new("test");
+        let staging = Staging::create(&content, &temporary, &digest).await.unwrap();
+        sender.send_modify(|progress| progress.staging = Some(Arc::new(staging)));
+        let origin = "a".parse().unwrap();
+        (sender, Arc::new(Pull { digest, origin, progress: receiver, readers: Arc::default() }))
     }
 
     /// An empty answer is complete with its headers.
     #[tokio::test]
     async fn an_empty_blob_begins_only_when_it_is_checked() {
-        let (sender, receiver) = watch::channel(Progress::default());
-        let digest = larder_layout::Digest::of(larder_layout::Algorithm::Sha256, b"not empty");
-        let pull = Pull { digest, origin: "a".parse().unwrap(), progress: receiver };
-        let content = crate::content::Content::new(std::path::Path::new("/nowhere"));
-        let temporary = crate::calls::Calls::new("test");
-        let staging = Staging::create(&content, &temporary, &pull.digest).await.unwrap();
-        let staging = Arc::new(staging);
-        sender.send_modify(|progress| {
-            progress.staging = Some(staging);
-            progress.size_bytes = Some(0);
-        });
+        let (sender, pull) = begun().await;
+        sender.send_modify(|progress| progress.size_bytes = Some(0));
         assert!(pull.begun().now_or_never().is_none());
         sender.send_modify(|progress| progress.outcome = Some(Err(Error::Busy("test"))));
         assert!(pull.begun().await.is_err());

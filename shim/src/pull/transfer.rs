@@ -5,10 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
+use bytes::Bytes;
 use larder_layout::Verifier;
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{sleep, timeout_at},
+};
 
 use super::{Progress, Pull, Pulls, staging::Staging};
 use crate::{
@@ -24,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How far a transfer may fall behind [`MIN_BYTES_PER_SECOND`] before it is given up.
 const GRACE: Duration = Duration::from_secs(300);
 const MIN_BYTES_PER_SECOND: u64 = 16 << 10;
+/// How long what has come waits for more to be stored and sent with it. Each piece takes a dozen changes of thread,
+/// so small ones cost as much as large ones.
+const GATHERING: Duration = Duration::from_millis(3);
 /// No blob is larger; an upstream that does not say its length would otherwise never end.
 const BLOB_MAX_BYTES: u64 = 1 << 40;
 
@@ -39,7 +45,8 @@ pub(super) async fn run(
 ) -> Result<Arc<Staging>, Error> {
     let mut source = Source::open(upstream, pull).await?;
     let staging = Staging::create(&pulls.content, &pulls.temporary, &pull.digest).await;
-    let mut staging = Arc::new(staging.map_err(unwritable)?);
+    let unstaged = |error| Error::Storage(format!("a blob can be staged nowhere: {error}"));
+    let mut staging = Arc::new(staging.map_err(unstaged)?);
     progress.send_modify(|progress| {
         progress.staging = Some(Arc::clone(&staging));
         progress.size_bytes = source.size_bytes;
@@ -60,27 +67,42 @@ async fn store(
     staging: &mut Arc<Staging>,
 ) -> Result<(), Error> {
     let mut verifier = Verifier::new(pull.digest.clone());
+    let mut stored_bytes = None;
     let mut next = source.piece().await?;
     while let Some(piece) = next {
         let offset = verifier.size_bytes();
-        let (stored, hashed, following) = tokio::join!(
-            staging.write(offset, piece.clone()),
-            hash(verifier, piece.clone()),
-            source.piece()
-        );
+        let write = async {
+            match stored_bytes {
+                None => staging.write(offset, piece.clone()).await,
+                Some(_) => Ok(()),
+            }
+        };
+        let (stored, hashed, following) =
+            tokio::join!(write, hash(verifier, piece.clone()), source.piece());
         verifier = hashed?;
         if let Err(error) = stored {
-            tracing::warn!(digest = %pull.digest, %error, "a blob being pulled will not be kept");
-            let copy = staging.copy(&pulls.temporary, offset).await.map_err(unwritable)?;
-            copy.write(offset, piece).await.map_err(unwritable)?;
-            let full = std::mem::replace(staging, Arc::new(copy));
-            full.discard(&pulls.content).await;
+            let (digest, repository) = (&pull.digest, &pull.origin);
+            tracing::warn!(%digest, %repository, %error, "a blob being pulled will not be kept");
+            let elsewhere = move_out(pulls, staging, offset, piece.clone()).await;
+            staging.discard(&pulls.content).await;
+            match elsewhere {
+                Ok(copy) => *staging = Arc::new(copy),
+                Err(error) => {
+                    tracing::warn!(%digest, %repository, %error, "there is room for it nowhere");
+                    stored_bytes = Some(offset);
+                }
+            }
+        }
+        if stored_bytes.is_some() {
+            be_taken(pull, progress, piece.len()).await?;
         }
         next = following?;
         // What came last is withheld until the digest is known to be right.
         let readable_bytes = if next.is_some() { verifier.size_bytes() } else { offset };
         progress.send_modify(|progress| {
             progress.staging = Some(Arc::clone(staging));
+            progress.stored_bytes = stored_bytes;
+            progress.recent.push(piece);
             progress.readable_bytes = readable_bytes;
         });
     }
@@ -101,8 +123,30 @@ async fn hash(mut verifier: Verifier, piece: Bytes) -> Result<Verifier, Error> {
     hashed.await.map_err(|error| Error::Storage(error.to_string()))
 }
 
-fn unwritable(error: std::io::Error) -> Error {
-    Error::Storage(format!("a blob can be staged nowhere: {error}"))
+/// Copies what has come out of a directory that takes no more.
+async fn move_out(
+    pulls: &Pulls,
+    full: &Staging,
+    offset: u64,
+    piece: Bytes,
+) -> std::io::Result<Staging> {
+    let copy = full.copy(&pulls.temporary, offset).await?;
+    copy.write(offset, piece).await?;
+    Ok(copy)
+}
+
+/// Waits until the clients have read what goes from memory when `size_bytes` more come: it is nowhere
+/// else.
+async fn be_taken(
+    pull: &Pull,
+    progress: &watch::Sender<Progress>,
+    size_bytes: usize,
+) -> Result<(), Error> {
+    let start = progress.borrow().recent.start_after(size_bytes);
+    if start > 0 && !pull.readers.come_to(start).await {
+        return Err(Error::Storage("there is no room for a blob that no client reads".to_owned()));
+    }
+    Ok(())
 }
 
 /// The bytes of a blob in order, over as many connections as it takes.
@@ -114,7 +158,7 @@ struct Source<'a> {
     received_bytes: u64,
     /// `None` after a break.
     download: Option<Download>,
-    /// What came while more was looked for without waiting.
+    /// What came instead of more while a piece was gathered.
     ahead: Option<Result<Option<Bytes>, UpstreamError>>,
     started: Instant,
 }
@@ -175,17 +219,26 @@ impl<'a> Source<'a> {
             }
             return Ok(None);
         };
-        let mut piece = BytesMut::from(first);
-        while (piece.len() as u64) < PIECE_BYTES {
-            match download.chunk().now_or_never() {
-                Some(Ok(Some(chunk))) => piece.extend_from_slice(&chunk),
-                ahead => {
-                    self.ahead = ahead;
+        let gathered_by = tokio::time::Instant::now() + GATHERING;
+        let mut piece_bytes = first.len() as u64;
+        let mut chunks = vec![first];
+        while piece_bytes < PIECE_BYTES {
+            match timeout_at(gathered_by, download.chunk()).await {
+                Ok(Ok(Some(chunk))) => {
+                    piece_bytes += chunk.len() as u64;
+                    chunks.push(chunk);
+                }
+                Ok(ahead) => {
+                    self.ahead = Some(ahead);
                     break;
                 }
+                Err(_) => break,
             }
         }
-        Ok(Some(piece.freeze()))
+        Ok(Some(match chunks.len() {
+            1 => chunks.remove(0),
+            _ => chunks.concat().into(),
+        }))
     }
 
     /// Goes on where the last connection broke off. An upstream that knows no ranges sends from

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     hash::{BuildHasher, RandomState},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, IoSlice},
     os::{
         fd::IntoRawFd,
         unix::fs::{FileExt, MetadataExt},
@@ -17,6 +17,7 @@ use std::{
 };
 
 use object_store::PutPayload;
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
 use super::{super::leftovers::age, names::Root};
 
@@ -61,7 +62,7 @@ impl Staged {
     pub fn write(&self, content: &PutPayload, mut offset: u64) -> io::Result<()> {
         let file = self.file.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
         for piece in content {
-            if let Err(e) = file.write_all_at(piece, offset) {
+            if let Err(e) = write_uncached(file, piece, offset) {
                 self.has_failed.store(true, Ordering::Relaxed);
                 return Err(e);
             }
@@ -176,6 +177,26 @@ pub fn sweep_leftovers(root: &Root, older_than: Duration) -> io::Result<usize> {
         }
     }
     Ok(removed)
+}
+
+/// Writes without leaving in memory what was written: the node has it in its own cache, and the memory
+/// would be taken from what clients read. pwritev2(2): `RWF_DONTCACHE` needs Linux 6.14 and a
+/// filesystem that knows it; NFS does not.
+fn write_uncached(file: &File, mut piece: &[u8], mut offset: u64) -> io::Result<()> {
+    let flags = ReadWriteFlags::from_bits_retain(libc::RWF_DONTCACHE as u32);
+    while !piece.is_empty() {
+        match pwritev2(file, &[IoSlice::new(piece)], offset, flags) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                piece = &piece[written..];
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return file.write_all_at(piece, offset),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Closes a file and reports what close(2) says, which `File` does not.

@@ -15,8 +15,9 @@ fn main() -> ExitCode {
     match env::args().nth(1).as_deref() {
         Some("fs") => fs::measure(),
         Some("serve") => serve::run(),
+        Some("pull") => serve::pull(),
         _ => {
-            eprintln!("usage: scripts/bench fs | serve");
+            eprintln!("usage: scripts/bench fs | serve | pull");
             return ExitCode::from(64);
         }
     }

@@ -1,4 +1,5 @@
-//! `scripts/bench serve`: the registry against nginx and docker-registry.
+//! `scripts/bench serve`: the registry against nginx and docker-registry; `scripts/bench pull`: what
+//! a cold pull costs.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -53,7 +54,7 @@ impl Figure {
     }
 }
 
-/// Measures everything and prints it.
+/// Measures what is served warm and prints it.
 ///
 /// # Panics
 /// When a server does not serve what it should.
@@ -96,7 +97,24 @@ pub fn run() {
     for server in all {
         memory(server, &large);
     }
-    cold(&sandbox, &upstream, &large);
+}
+
+/// Measures a pull of 1 GiB, until it is in the shared storage, and prints it.
+///
+/// # Panics
+/// When it fails.
+pub fn pull() {
+    let sandbox = Sandbox::enter(&NEEDS).expect("what the benchmark needs");
+    let config = Blob::new("application/vnd.oci.image.config.v1+json", b"{}".to_vec());
+    let blob = Blob::new(LAYER, random_bytes(LARGE_BYTES));
+    let upstream = Upstream::start(&sandbox);
+    servers::fill(&upstream.registry(), &[&config, &blob], &manifest(&config, &blob));
+    let path = servers::path("blobs", &blob.digest);
+    let mut costs: Vec<f64> =
+        (0..ROUNDS).map(|round| cold(&sandbox, &upstream, &path, round)).collect();
+    costs.sort_by(f64::total_cmp);
+    println!("\nCold pull of 1 GiB, both checks of its digest included");
+    println!("    {:16} {:6.3} CPU-s/GiB", "larder", costs[costs.len() / 2]);
 }
 
 /// A manifest of the size that those of real images have.
@@ -203,28 +221,20 @@ fn memory(server: &Server, path: &str) {
     println!("    {:16} {idle:7.1} {peak:7.1} {:7.1}", server.name, peak - idle);
 }
 
-/// A pull of 1 GiB, until it is in the shared storage.
-fn cold(sandbox: &Sandbox, upstream: &Upstream<'_>, path: &str) {
-    let mut costs: Vec<f64> = (0..3)
-        .map(|round| {
-            let name = format!("cold-{round}");
-            let directory = sandbox.directory(&format!("{name}-storage"));
-            let storage = Storage::Directory(directory.clone());
-            let larder = servers::larder(sandbox, &name, &storage, Some(&upstream.url()), None);
-            let before = meter::cpu(&larder.processes);
-            let once = load(&larder, &format!("GET {path}"), 1, None, Duration::from_secs(60));
-            let bytes = once.once();
-            let link = Path::new("docker/registry/v2/repositories/bench/_layers/sha256");
-            until("the blob in the storage", Duration::from_secs(60), || {
-                fs::read_dir(directory.join(link)).ok()?.next().map(drop)
-            });
-            let cpu = meter::cpu(&larder.processes) - before;
-            cpu.as_secs_f64() / (bytes as f64 / GIB)
-        })
-        .collect();
-    costs.sort_by(f64::total_cmp);
-    println!("\nCold pull of 1 GiB, both checks of its digest included");
-    println!("    {:16} {:6.3} CPU-s/GiB", "larder", costs[costs.len() / 2]);
+/// One pull by a new cache, in CPU-seconds per GiB of all its processes.
+fn cold(sandbox: &Sandbox, upstream: &Upstream<'_>, path: &str, round: usize) -> f64 {
+    let name = format!("cold-{round}");
+    let directory = sandbox.directory(&format!("{name}-storage"));
+    let storage = Storage::Directory(directory.clone());
+    let larder = servers::larder(sandbox, &name, &storage, Some(&upstream.url()), None);
+    let before = meter::cpu(&larder.processes);
+    let bytes = load(&larder, &format!("GET {path}"), 1, None, Duration::from_secs(60)).once();
+    let link = Path::new("docker/registry/v2/repositories/bench/_layers/sha256");
+    until("the blob in the storage", Duration::from_secs(60), || {
+        fs::read_dir(directory.join(link)).ok()?.next().map(drop)
+    });
+    let cpu = meter::cpu(&larder.processes) - before;
+    cpu.as_secs_f64() / (bytes as f64 / GIB)
 }
 
 fn client_config(certificate: &Path) -> Arc<ClientConfig> {
