@@ -6,6 +6,7 @@
 //! the connection, and never kills the process.
 
 use std::{
+    fs::File,
     io::{self, IoSlice},
     mem,
     net::Shutdown,
@@ -78,9 +79,17 @@ impl Stream {
             } else if self.in_memory_bytes > 0 {
                 let next = self.outbox.next(marker)?.split_front(self.in_memory_bytes);
                 let send = || turn::send_file(&self.socket.0, &next.file, &next.range);
-                let sent_bytes = ready!(self.socket.poll_io(context, send))?;
-                self.in_memory_bytes -= sent_bytes;
-                sent_bytes
+                match ready!(self.socket.poll_io(context, send)) {
+                    Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                        self.begin_doubt(next.file, error);
+                        continue;
+                    }
+                    sent => {
+                        let sent_bytes = sent?;
+                        self.in_memory_bytes -= sent_bytes;
+                        sent_bytes
+                    }
+                }
             } else {
                 ready!(self.socket.poll_room(context))?;
                 self.begin_turn(self.outbox.next(marker)?);
@@ -104,6 +113,19 @@ impl Stream {
                 };
                 let ended = ended.inspect_err(|error| doubt(&range.file, error));
                 ended.map(|ended| (ended, layer))
+            };
+            calls.run(PIECE_DEADLINE, turn).await
+        }));
+    }
+
+    /// A turn that ends as sending from memory has: a page was not there, and is damaged. To say so
+    /// may take a while.
+    fn begin_doubt(&mut self, file: Arc<File>, error: io::Error) {
+        let calls = self.calls.clone();
+        self.turn = Some(Box::pin(async move {
+            let turn = move || {
+                doubt(&file, &error);
+                Err(error)
             };
             calls.run(PIECE_DEADLINE, turn).await
         }));
