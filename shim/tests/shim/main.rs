@@ -6,6 +6,7 @@ mod accounts;
 mod blobs;
 mod by_upstream;
 mod credentials;
+mod foreign;
 mod freshness;
 mod fuzz;
 mod http2;
