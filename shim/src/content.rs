@@ -171,6 +171,23 @@ impl Content {
         found(opened.await)
     }
 
+    /// The same for a blob that is whole on this machine: one that a mount would have to fetch from the
+    /// shared storage is none.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn open_local(&self, digest: &Digest) -> io::Result<Option<Blob>> {
+        let entry = Entry::Blob(digest.clone());
+        let opened = self.call(NAME_DEADLINE, move |root| {
+            let path = root.join(entry.path());
+            if place::is_shared(&path) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            open(&path)
+        });
+        found(opened.await)
+    }
+
     /// Opens a blob that belongs to a repository, in one of these ways; `None` when there is none.
     ///
     /// # Errors
