@@ -162,6 +162,11 @@ impl Filesystem {
         self.cache.usage().limit_bytes
     }
 
+    /// What is counted on this mount.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
     /// A blob of the cache was opened without [`Filesystem::open`].
     pub fn count_opened(&self) {
         self.metrics.opened_cached();

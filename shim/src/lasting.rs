@@ -1,7 +1,7 @@
 //! Answers that outlast the shared storage's copy of their blob.
 //!
 //! A blob that is in the shared storage alone is read while it is fetched. It may vanish meanwhile:
-//! it is deleted, its storage or its mount dies, or it turns out to be damaged. What the client has by
+//! it expires, its storage or its mount dies, or it turns out to be damaged. What the client has by
 //! then cannot be taken back, so it is continued from the upstream, once the upstream's blob has
 //! shown to begin with the same bytes.
 

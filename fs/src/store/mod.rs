@@ -5,6 +5,7 @@
 mod azure;
 mod circuit;
 mod directory;
+mod expiry;
 mod gcs;
 mod http;
 mod keys;
@@ -39,6 +40,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use self::{circuit::Circuit, keys::Keys};
 pub use self::{
+    expiry::expire,
     leftovers::{Leftovers, sweep_hourly},
     upload::Upload,
 };
