@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::{
     cache::Cache,
     error::{Error, Result},
-    fetch::{Content, Fetches, blocking},
+    fetch::{Fetches, blocking},
     ingest::{Ingest, Staged, StagedFile},
     inodes::{Inodes, Node},
     links::Links,
@@ -162,6 +162,11 @@ impl Filesystem {
         self.cache.usage().limit_bytes
     }
 
+    /// What is counted on this mount.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
     /// A blob of the cache was opened without [`Filesystem::open`].
     pub fn count_opened(&self) {
         self.metrics.opened_cached();
@@ -218,16 +223,11 @@ impl Filesystem {
             Node::Directory(_) => Err(Error::IsDirectory),
             Node::Link(..) | Node::StagedLink(..) => Err(Error::Invalid("a symbolic link")),
             Node::Blob(_) | Node::Report(_) if for_writing => Err(Error::ReadOnly),
-            Node::Blob(digest) => self.open_blob(&digest, self.inodes.blob(number)?).await,
+            Node::Blob(digest) => {
+                Opened::blob(&self.fetches, &digest, self.inodes.blob(number)?).await
+            }
             Node::Report(report) => Ok(Opened::Report(self.report(report))),
         }
-    }
-
-    async fn open_blob(&self, digest: &Digest, meta: BlobMeta) -> Result<Opened> {
-        Ok(match self.fetches.open(digest, meta).await? {
-            Content::Cached(blob) => Opened::Blob(Arc::new(blob)),
-            Content::Fetched(reader) => Opened::Fetched(reader),
-        })
     }
 
     /// Has the file of a blob in the local cache hashed before it is opened, whatever it looks like.
@@ -249,7 +249,7 @@ impl Filesystem {
         tracing::warn!(digest = %blob.digest(), "opened anew: {e}");
         blob.doubt();
         let reread = async {
-            let opened = self.open_blob(blob.digest(), blob.meta()).await?;
+            let opened = Opened::blob(&self.fetches, blob.digest(), blob.meta()).await?;
             Arc::new(opened).read(offset, size_bytes).await
         };
         reread.await.map_err(|e| Error::lost(blob.digest(), &e))

@@ -80,9 +80,17 @@ impl Inodes {
         self.table().remember(node, Content::None)
     }
 
-    /// The same for a blob that was found.
+    /// The same for a blob that was found. One that has another length than before has taken the
+    /// place of a damaged copy, and is another inode.
     pub fn remember_blob(&self, digest: Digest, meta: BlobMeta) -> u64 {
-        self.table().remember(Node::Blob(digest), Content::Blob(meta))
+        let (mut table, node) = (self.table(), Node::Blob(digest));
+        let known = table.by_node.get(&node).and_then(|number| table.by_number.get(number));
+        if let Some(Inode { content: Content::Blob(known), .. }) = known
+            && known.size_bytes != meta.size_bytes
+        {
+            table.by_node.remove(&node);
+        }
+        table.remember(node, Content::Blob(meta))
     }
 
     /// The same for a file that was just created in `ingest/`.
@@ -161,6 +169,8 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use larder_layout::Algorithm;
 
     use super::*;
@@ -176,6 +186,18 @@ mod tests {
         inodes.forget(number, 1);
         assert!(matches!(inodes.node(number), Err(Error::NotFound)));
         assert_ne!(inodes.remember(node), number, "a number is never used again");
+    }
+
+    #[test]
+    fn a_whole_blob_in_the_place_of_a_short_one_is_another_inode() {
+        let (inodes, digest) = (Inodes::default(), Digest::of(Algorithm::Sha256, b"whole"));
+        let meta = |size_bytes| BlobMeta { size_bytes, modified: SystemTime::UNIX_EPOCH };
+        let short = inodes.remember_blob(digest.clone(), meta(1));
+        let whole = inodes.remember_blob(digest.clone(), meta(5));
+        assert_ne!(short, whole);
+        assert_eq!(inodes.remember_blob(digest, meta(5)), whole);
+        assert_eq!(inodes.blob(short).unwrap().size_bytes, 1, "who has it open keeps it");
+        assert_eq!(inodes.blob(whole).unwrap().size_bytes, 5);
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub struct Metrics {
     fetched_bytes: AtomicU64,
     ingested: AtomicU64,
     ingested_bytes: AtomicU64,
+    expired: AtomicU64,
+    expired_bytes: AtomicU64,
 }
 
 impl Metrics {
@@ -34,5 +36,11 @@ impl Metrics {
     pub fn ingested(&self, size_bytes: u64) {
         self.ingested.fetch_add(1, Relaxed);
         self.ingested_bytes.fetch_add(size_bytes, Relaxed);
+    }
+
+    /// A blob of this many bytes was removed from the shared storage by this node, for its age.
+    pub fn expired(&self, size_bytes: u64) {
+        self.expired.fetch_add(1, Relaxed);
+        self.expired_bytes.fetch_add(size_bytes, Relaxed);
     }
 }

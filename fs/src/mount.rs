@@ -145,6 +145,9 @@ fn serve(
 ) -> io::Result<()> {
     let runtime = Runtime::new()?;
     runtime.block_on(examine(config, options))?;
+    if let Some(ttl) = config.blob_ttl() {
+        runtime.spawn(store::expire(Arc::clone(&storage), filesystem.metrics(), ttl));
+    }
     runtime.spawn(store::sweep_hourly(storage));
     let handle = runtime.handle().clone();
     let session = fuse::mount(filesystem, mountpoint, options.allow_other, handle)?;

@@ -3,13 +3,15 @@
 use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::Bytes;
+use larder_layout::Digest;
 
 use crate::{
     cache::CachedBlob,
     error::{Error, Result},
-    fetch::{Reader, blocking},
+    fetch::{Content, Fetches, Reader, blocking},
     ingest::StagedFile,
     listing::Listing,
+    store::BlobMeta,
 };
 
 /// An open file.
@@ -27,6 +29,17 @@ pub enum Opened {
 }
 
 impl Opened {
+    /// Opens a blob. One that is not in the local cache is fetched while it is read.
+    ///
+    /// # Errors
+    /// As [`Fetches::open`].
+    pub async fn blob(fetches: &Arc<Fetches>, digest: &Digest, meta: BlobMeta) -> Result<Self> {
+        Ok(match fetches.open(digest, meta).await? {
+            Content::Cached(blob) => Self::Blob(Arc::new(blob)),
+            Content::Fetched(reader) => Self::Fetched(reader),
+        })
+    }
+
     /// The file on local disk that has all of the content, if there is one.
     pub fn file(&self) -> Option<&File> {
         match self {

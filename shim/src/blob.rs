@@ -11,6 +11,7 @@ use crate::{
     body::Body,
     content::{Blob, Content, Opened, OpenedMember},
     error::Error,
+    lasting::Lasting,
     outbox::FileRange,
     pull::Pull,
     shim::PullThrough,
@@ -32,7 +33,10 @@ pub async fn answer(
 ) -> Result<Response, Error> {
     let cached = content.open_member(repository, &MEMBERSHIPS, digest).await;
     let through = match (cached, through) {
-        (Ok(Some(member)), _) => return from_content(digest, &member, conditions),
+        (Ok(Some(member)), through) => {
+            let through = through.map(|through| (through, repository));
+            return from_content(content, through, digest, member, conditions);
+        }
         (_, Some(through)) => through,
         (Ok(None), None) => return Err(Error::Blob(digest.clone())),
         (Err(error), None) => return Err(Error::Storage(error.to_string())),
@@ -45,18 +49,34 @@ pub async fn answer(
 }
 
 fn from_content(
+    content: &Content,
+    through: Option<(&PullThrough, &Repository)>,
     digest: &Digest,
-    OpenedMember { opened, was_shared }: &OpenedMember,
+    OpenedMember { opened, was_shared }: OpenedMember,
     conditions: &Conditions,
 ) -> Result<Response, Error> {
     let size_bytes = opened.size_bytes();
-    let source = if *was_shared { Source::Shared } else { Source::Local };
+    let source = if was_shared { Source::Shared } else { Source::Local };
     let representation = representation(digest, Some(size_bytes), source);
+    let lasting = match (&opened, through) {
+        (Opened::Large(blob), Some((through, repository))) if was_shared => {
+            Some(Arc::new(Lasting {
+                blob: blob.clone(),
+                calls: content.calls().clone(),
+                digest: digest.clone(),
+                repository: repository.clone(),
+                upstream: Arc::clone(&through.upstream),
+                pulls: Arc::clone(&through.pulls),
+            }))
+        }
+        _ => None,
+    };
     conditions.answer(&representation, |range| {
         let range = range.unwrap_or(0..size_bytes);
-        match opened {
-            Opened::Small(content) => Body::Memory(part(content, range)),
-            Opened::Large(Blob { file, .. }) => {
+        match (&opened, &lasting) {
+            (Opened::Small(content), _) => Body::Memory(part(content, range)),
+            (Opened::Large(_), Some(lasting)) => Body::stream(lasting.read(range)),
+            (Opened::Large(Blob { file, .. }), None) => {
                 Body::File(FileRange { file: Arc::clone(file), range })
             }
         }

@@ -22,7 +22,7 @@ use crate::{
 pub const PIECE_BYTES: u64 = 1 << 20;
 /// How much of a file is read at once where it has to become memory. Less costs more processor
 /// time, and each request may hold three of these.
-const FILE_PIECE_BYTES: u64 = 256 << 10;
+pub const FILE_PIECE_BYTES: u64 = 256 << 10;
 
 /// What an answer has for a body.
 pub enum Body {

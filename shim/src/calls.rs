@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
-use crate::content::doubt;
+use crate::content::place::doubt;
 
 /// How many calls may be under way at once. A dead mount keeps this many threads, of tokio's 512.
 const CALLS_MAX: usize = 128;

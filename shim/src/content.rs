@@ -5,7 +5,7 @@
 //! miss; every other error means that the storage is in trouble, and the shim goes on without it.
 
 mod listing;
-mod place;
+pub mod place;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,7 +23,6 @@ use std::{
 use bytes::Bytes;
 use larder_layout::{Algorithm, Digest, Directory, Entry, Link, Membership, Repository, StagingId};
 
-pub use self::place::doubt;
 use crate::calls::{Calls, PIECE_DEADLINE};
 
 /// The deadline of a call that moves no content.
@@ -172,6 +171,23 @@ impl Content {
         found(opened.await)
     }
 
+    /// The same for a blob that is whole on this machine: one that a mount would have to fetch from the
+    /// shared storage is none.
+    ///
+    /// # Errors
+    /// The storage is in trouble.
+    pub async fn open_local(&self, digest: &Digest) -> io::Result<Option<Blob>> {
+        let entry = Entry::Blob(digest.clone());
+        let opened = self.call(NAME_DEADLINE, move |root| {
+            let path = root.join(entry.path());
+            if place::is_shared(&path) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            open(&path)
+        });
+        found(opened.await)
+    }
+
     /// Opens a blob that belongs to a repository, in one of these ways; `None` when there is none.
     ///
     /// # Errors
@@ -199,7 +215,7 @@ impl Content {
             };
             let mut content = vec![0; size];
             let read = blob.file.read_exact_at(&mut content, 0);
-            read.inspect_err(|error| doubt(&blob.file, error))?;
+            read.inspect_err(|error| place::doubt(&blob.file, error))?;
             Ok(OpenedMember { opened: Opened::Small(content.into()), was_shared })
         });
         found(opened.await)
@@ -222,7 +238,7 @@ impl Content {
             let file = File::open(path)?;
             let mut content = Vec::new();
             let read = (&file).take(max_bytes + 1).read_to_end(&mut content);
-            read.inspect_err(|error| doubt(&file, error))?;
+            read.inspect_err(|error| place::doubt(&file, error))?;
             if content.len() as u64 > max_bytes {
                 return Err(io::Error::from(io::ErrorKind::FileTooLarge));
             }

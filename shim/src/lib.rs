@@ -18,6 +18,7 @@ mod error;
 mod flights;
 mod freshness;
 pub mod fuzz;
+mod lasting;
 mod manifest;
 mod metrics;
 mod multipart;

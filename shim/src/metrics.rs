@@ -54,6 +54,7 @@ struct Metrics {
     upstream_requests: Family<OfOutcome, Counter>,
     upstream_bytes: Family<OfUpstream, Counter>,
     saved: Counter,
+    continued: Counter,
     pulls: Gauge,
 }
 
@@ -68,6 +69,7 @@ impl Metrics {
             upstream_requests: Family::default(),
             upstream_bytes: Family::default(),
             saved: Counter::default(),
+            continued: Counter::default(),
             pulls: Gauge::default(),
         };
         let registry = &mut metrics.registry;
@@ -108,6 +110,11 @@ impl Metrics {
             "upstream_requests_saved",
             "Manifests and blobs that an upstream would have been asked for without this cache",
             metrics.saved.clone(),
+        );
+        registry.register(
+            "continued",
+            "Answers that the shared storage began and the upstream went on with",
+            metrics.continued.clone(),
         );
         registry.register("pulls", "Blobs that are being pulled now", metrics.pulls.clone());
         metrics
@@ -157,6 +164,11 @@ pub fn received(host: &str, size_bytes: u64) {
 /// An upstream need not be asked for content.
 pub fn saved() {
     METRICS.saved.inc();
+}
+
+/// The upstream goes on with an answer that the shared storage began.
+pub fn continued() {
+    METRICS.continued.inc();
 }
 
 /// So many pulls more run.

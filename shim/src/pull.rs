@@ -52,8 +52,19 @@ pub struct Pull {
     digest: Digest,
     /// The repository whose client came first, and whose name the upstream is asked by.
     origin: Repository,
+    supplier: Supplier,
     progress: watch::Receiver<Progress>,
     readers: Arc<Readers>,
+}
+
+/// Where a pull may take a blob from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Supplier {
+    /// The directory, when it has the blob by then, else the upstream.
+    Any,
+    /// The same, but what the mount would have to fetch from the shared storage is no good: that
+    /// has failed a client.
+    NotShared,
 }
 
 /// How far a pull has come.
@@ -98,14 +109,40 @@ impl Pulls {
         repository: &Repository,
         digest: &Digest,
     ) -> Result<Arc<Pull>, Error> {
+        self.join_from(Supplier::Any, upstream, repository, digest).await
+    }
+
+    /// The same for a client that the shared storage's copy has failed, which is not taken again.
+    ///
+    /// # Errors
+    /// What the upstream says of the blob in this repository.
+    pub async fn join_anew(
+        self: &Arc<Self>,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Arc<Pull>, Error> {
+        self.join_from(Supplier::NotShared, upstream, repository, digest).await
+    }
+
+    async fn join_from(
+        self: &Arc<Self>,
+        supplier: Supplier,
+        upstream: &Arc<Upstream>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<Arc<Pull>, Error> {
         let mut is_allowed = false;
         for _ in 0..JOINS_MAX {
-            let Some(pull) = self.enter(upstream, repository, digest, is_allowed)? else {
+            let Some(pull) = self.enter(supplier, upstream, repository, digest, is_allowed)? else {
                 ask(upstream, repository, digest).await?;
                 is_allowed = true;
                 continue;
             };
             match pull.begun().await {
+                Ok(()) if supplier == Supplier::NotShared && pull.may_be_shared() => {
+                    pull.ended().await;
+                }
                 // What another repository was refused says nothing about this one.
                 Err(_) if pull.origin != *repository => continue,
                 begun => return begun.map(|()| pull),
@@ -130,6 +167,7 @@ impl Pulls {
     /// Joins or starts a pull; `None` when the repository may not join before it is allowed to.
     fn enter(
         self: &Arc<Self>,
+        supplier: Supplier,
         upstream: &Arc<Upstream>,
         repository: &Repository,
         digest: &Digest,
@@ -155,6 +193,7 @@ impl Pulls {
                 let pull = Arc::new(Pull {
                     digest: digest.clone(),
                     origin: repository.clone(),
+                    supplier,
                     progress,
                     readers: Arc::default(),
                 });
@@ -267,7 +306,11 @@ async fn obtain(
 ) -> Result<Arc<Staging>, Error> {
     // It may be there by now, or through another repository: then it only takes the upstream's
     // word that this repository has it too.
-    if let Ok(Some(blob)) = pulls.content.open(&pull.digest).await {
+    let found = match pull.supplier {
+        Supplier::Any => pulls.content.open(&pull.digest).await,
+        Supplier::NotShared => pulls.content.open_local(&pull.digest).await,
+    };
+    if let Ok(Some(blob)) = found {
         ask(upstream, &pull.origin, &pull.digest).await?;
         let size_bytes = blob.size_bytes;
         let staging = Arc::new(Staging::published(&pulls.content, blob));

@@ -26,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::{
     calls::{Calls, PIECE_DEADLINE},
-    content::doubt,
+    content::place::doubt,
     outbox::{FileRange, Outbox, is_marker},
     turn::{self, Turn},
 };

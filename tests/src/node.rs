@@ -14,6 +14,8 @@ use crate::{Authority, Failure, Process, Registry, Sandbox, Storage, run};
 
 /// How long anything that touches the mount may take: a mount must never hang.
 const MOUNT_TIMEOUT: Duration = Duration::from_secs(30);
+/// `cache.fill`, unless a test says otherwise.
+const FILL: &str = "sequential";
 
 /// A program under test. It lies where cargo builds it, beside the directory of the tests'
 /// executables, unless `LARDER_BIN_DIR` names another place.
@@ -76,8 +78,19 @@ impl<'a> Node<'a> {
 
     /// The same, with these sections in its configuration.
     pub fn start_with(sandbox: &'a Sandbox, name: &str, storage: &Storage, sections: &str) -> Self {
+        Self::start_filling(sandbox, name, storage, FILL, sections)
+    }
+
+    /// The same, with this as its `cache.fill`.
+    pub fn start_filling(
+        sandbox: &'a Sandbox,
+        name: &str,
+        storage: &Storage,
+        fill: &str,
+        sections: &str,
+    ) -> Self {
         let directory = sandbox.directory(&format!("{name}-mount"));
-        let mut node = Self::new(sandbox, name, &directory, storage, None, sections);
+        let mut node = Self::new(sandbox, name, &directory, storage, None, fill, sections);
         node.has_mount = true;
         node.is_privileged = true;
         node.start_fs();
@@ -94,7 +107,8 @@ impl<'a> Node<'a> {
         upstream: Option<&str>,
     ) -> Self {
         let directory = sandbox.directory(&format!("{name}-mount"));
-        let mut node = Self::new(sandbox, name, &directory, storage, None, &proxy(upstream));
+        let sections = proxy(upstream);
+        let mut node = Self::new(sandbox, name, &directory, storage, None, FILL, &sections);
         give_to_nobody(&sandbox.path(&format!("{name}-cache")));
         node.has_mount = true;
         node.start_fs();
@@ -117,7 +131,7 @@ impl<'a> Node<'a> {
         let directory = sandbox.directory(&format!("{name}-directory"));
         give_to_nobody(&directory);
         let storage = Storage::Directory(sandbox.path(&format!("{name}-unused")));
-        let mut node = Self::new(sandbox, name, &directory, &storage, authority, sections);
+        let mut node = Self::new(sandbox, name, &directory, &storage, authority, FILL, sections);
         node.start_shim();
         node
     }
@@ -128,6 +142,7 @@ impl<'a> Node<'a> {
         directory: &Path,
         storage: &Storage,
         authority: Option<&Authority>,
+        fill: &str,
         sections: &str,
     ) -> Self {
         let address = sandbox.address();
@@ -137,7 +152,7 @@ impl<'a> Node<'a> {
             "version: 0.1\n\
              log: {{level: info, formatter: json}}\n\
              {}\n\
-             cache: {{directory: {}, size: 4GiB, min_free: 0}}\n\
+             cache: {{directory: {}, size: 4GiB, min_free: 0, fill: {fill}}}\n\
              http: {{addr: \"{address}\"{tls}}}\n\
              {sections}",
             storage.section(),

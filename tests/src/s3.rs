@@ -96,6 +96,15 @@ impl S3 {
         files.collect()
     }
 
+    /// Removes an object.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn remove(&self, key: &str) {
+        let removed = self.client.delete(format!("{}/{key}", self.bucket_url)).send();
+        removed.and_then(Response::error_for_status).expect("an object to remove");
+    }
+
     /// The number of its process.
     pub fn id(&self) -> u32 {
         self.process.id()

@@ -21,7 +21,7 @@ mod unused;
 mod upstream;
 mod value;
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{ffi::OsString, fs, path::Path, time::Duration};
 
 use document::Origin;
 use findings::Findings;
@@ -89,6 +89,11 @@ impl Config {
     ) -> Result<Self, Mistakes> {
         let text = fs::read_to_string(path).map_err(|error| Mistakes::unreadable(path, error))?;
         Self::parse(path, &text, environment)
+    }
+
+    /// How old a blob of the shared storage becomes before it is removed: only the default upstream says so.
+    pub fn blob_ttl(&self) -> Option<Duration> {
+        self.upstreams.iter().find_map(|upstream| upstream.blob_ttl)
     }
 
     /// Like [`Self::load`], with the content of the file.

@@ -97,9 +97,9 @@ fn dtrs_example_loads_as_it_stands() {
     assert_eq!(upstream.urls, ["https://dtr.example.com:4443"]);
     assert_eq!(upstream.certificate_authorities, [Path::new("/run/secrets/dtr.cert.pem")]);
     assert!(upstream.is_default && upstream.key.is_none() && upstream.credentials.is_none());
+    assert_eq!(upstream.blob_ttl, Some(Duration::from_hours(24)));
     let noted: Vec<_> = config.notes.iter().map(|note| note.split(": ").nth(1).unwrap()).collect();
-    let blobttl = "middleware.registry[0].options.blobttl";
-    assert_eq!(noted, ["storage.delete.enabled", "http.secret", "http.host", blobttl]);
+    assert_eq!(noted, ["storage.delete.enabled", "http.secret", "http.host"]);
 }
 
 #[test]

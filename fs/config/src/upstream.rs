@@ -5,7 +5,7 @@ mod credentials;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use larder_layout::Repository;
 
@@ -15,8 +15,6 @@ use crate::{
     value::{boolean, duration, host_and_port, path, url, url_or_host},
 };
 
-/// Why neither `proxy.ttl` nor `blobttl` does anything.
-const NOTHING_EXPIRES: &str = "nothing is removed from the storage in this version";
 /// Why the storage middlewares of Distribution do nothing.
 const REDIRECTS_NOBODY: &str = "Larder serves every blob itself and redirects nobody";
 
@@ -47,6 +45,9 @@ pub struct Upstream {
     /// `realms`: token servers outside of its domain that may see the credentials, as
     /// `scheme://host[:port]`.
     pub realms: Vec<String>,
+    /// `proxy.ttl`, or `blobttl`: how old a blob of the shared storage becomes, whoever put it there.
+    /// For ever when absent, which is not Distribution's default, or 0.
+    pub blob_ttl: Option<Duration>,
 }
 
 impl Upstream {
@@ -88,22 +89,22 @@ impl Upstream {
     }
 
     fn read_proxy(proxy: &mut Section<'_>) -> Option<Self> {
-        proxy.note_valid("ttl", duration, NOTHING_EXPIRES);
+        let blob_ttl = read_ttl(proxy, "ttl");
         if !proxy.is_empty() {
             proxy.require("remoteurl");
         }
         let credentials = Credentials::read(proxy);
         let realms = proxy.list("realms", url);
         let urls = vec![proxy.value("remoteurl", url)?];
-        Some(Self { credentials, realms, ..Self::default_at(urls) })
+        Some(Self { credentials, realms, blob_ttl, ..Self::default_at(urls) })
     }
 
     fn read_downstream(options: &mut Section<'_>) -> Self {
-        options.note_valid("blobttl", duration, NOTHING_EXPIRES);
+        let blob_ttl = read_ttl(options, "blobttl");
         options.require("upstreams");
         let urls = options.list("upstreams", |text| url_or_host(text, "https"));
         let certificate_authorities = options.list("cas", path);
-        Self { certificate_authorities, ..Self::default_at(urls) }
+        Self { certificate_authorities, blob_ttl, ..Self::default_at(urls) }
     }
 
     /// The default upstream, with nothing but its URLs.
@@ -117,6 +118,7 @@ impl Upstream {
             certificate_authorities: Vec::new(),
             credentials: None,
             realms: Vec::new(),
+            blob_ttl: None,
         }
     }
 
@@ -148,8 +150,13 @@ impl Upstream {
             certificate_authorities: upstream.list("cas", path),
             credentials: Credentials::read(upstream),
             realms: upstream.list("realms", url),
+            blob_ttl: None,
         }
     }
+}
+
+fn read_ttl(section: &mut Section<'_>, key: &str) -> Option<Duration> {
+    section.value(key, duration).filter(|ttl| !ttl.is_zero())
 }
 
 /// What the `downstream`s of `middleware:` say; more than one is one too many.

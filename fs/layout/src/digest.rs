@@ -167,30 +167,38 @@ impl Verifier {
     }
 }
 
-enum Hasher {
+/// Hashes content while it passes. A clone goes on by itself.
+#[derive(Clone)]
+pub struct Hasher(State);
+
+#[derive(Clone)]
+enum State {
     Sha256(Sha256),
     Sha512(Sha512),
 }
 
 impl Hasher {
-    fn new(algorithm: Algorithm) -> Self {
-        match algorithm {
-            Algorithm::Sha256 => Self::Sha256(Sha256::new()),
-            Algorithm::Sha512 => Self::Sha512(Sha512::new()),
+    /// A hasher that has seen no content yet.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(Sha256::new()),
+            Algorithm::Sha512 => State::Sha512(Sha512::new()),
+        })
+    }
+
+    /// Hashes the next piece of the content.
+    pub fn update(&mut self, content: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(hasher) => hasher.update(content),
+            State::Sha512(hasher) => hasher.update(content),
         }
     }
 
-    fn update(&mut self, content: &[u8]) {
-        match self {
-            Self::Sha256(hasher) => hasher.update(content),
-            Self::Sha512(hasher) => hasher.update(content),
-        }
-    }
-
-    fn finish(self) -> Digest {
-        match self {
-            Self::Sha256(hasher) => from_bytes(Algorithm::Sha256, &hasher.finalize()),
-            Self::Sha512(hasher) => from_bytes(Algorithm::Sha512, &hasher.finalize()),
+    /// The digest of what was hashed.
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            State::Sha256(hasher) => from_bytes(Algorithm::Sha256, &hasher.finalize()),
+            State::Sha512(hasher) => from_bytes(Algorithm::Sha512, &hasher.finalize()),
         }
     }
 }

@@ -18,6 +18,6 @@ mod digest;
 mod name;
 mod path;
 
-pub use digest::{Algorithm, Digest, DigestError, Mismatch, Verifier};
+pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch, Verifier};
 pub use name::{NameError, Reference, Repository, StagingId, Tag};
 pub use path::{Directory, Entry, Link, Membership, Report};

@@ -16,12 +16,20 @@ use object_store::path::Path;
 pub struct Keys {
     /// `<root directory>/docker/registry/v2`
     v2: Path,
+    /// `<root directory>/docker/larder`, where no registry looks.
+    larder: Path,
 }
 
 impl Keys {
     /// Keys below `root_directory`, which may be empty.
     pub fn new(root_directory: &str) -> Self {
-        Self { v2: Path::from(format!("{root_directory}/docker/registry/v2")) }
+        let below = |path| Path::from(format!("{root_directory}/docker/{path}"));
+        Self { v2: below("registry/v2"), larder: below("larder") }
+    }
+
+    /// The object that is written to see what time it is in the storage.
+    pub fn clock(&self) -> Path {
+        self.larder.clone().join("clock")
     }
 
     /// The content of a blob.
@@ -137,6 +145,7 @@ mod tests {
         ] {
             assert_eq!(keys.digest_of(&foreign), None, "{foreign}");
         }
+        assert_eq!(keys.clock().as_ref(), "prefix/docker/larder/clock");
         assert_eq!(
             Keys::new("").blobs(Algorithm::Sha512).as_ref(),
             "docker/registry/v2/blobs/sha512"

@@ -5,6 +5,7 @@
 mod azure;
 mod circuit;
 mod directory;
+mod expiry;
 mod gcs;
 mod http;
 mod keys;
@@ -39,6 +40,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use self::{circuit::Circuit, keys::Keys};
 pub use self::{
+    expiry::expire,
     leftovers::{Leftovers, sweep_hourly},
     upload::Upload,
 };
@@ -206,14 +208,18 @@ impl Storage {
     /// A range of a blob's content, unverified, as it arrives. The range is not empty.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the blob is gone, [`Error::Storage`] when it has another length
-    /// than `size_bytes`, as it was told before.
+    /// [`Error::NotFound`] when the blob is gone, or was found to be damaged by a reader before,
+    /// [`Error::Storage`] when it has another length than `size_bytes`, as it was told before.
     pub async fn read_blob(
         &self,
         digest: &Digest,
         size_bytes: u64,
         range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes>>> {
+        // The kernel may know it from before, and so ask for no more than its content.
+        if self.is_damaged(digest) {
+            return Err(Error::NotFound);
+        }
         let key = self.keys.blob(digest);
         let options = GetOptions { range: Some(range.into()), ..Default::default() };
         let get = self.objects.get_opts(&key, options);

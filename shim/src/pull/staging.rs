@@ -63,6 +63,10 @@ impl Staging {
         Self { file: blob.file, calls: content.calls().clone(), fate: Fate::Published }
     }
 
+    pub(super) fn is_published(&self) -> bool {
+        matches!(self.fate, Fate::Published)
+    }
+
     async fn vanishing(temporary: &Calls) -> io::Result<Self> {
         let file = temporary.run(PIECE_DEADLINE, tempfile::tempfile).await?;
         Ok(Self { file: Arc::new(file), calls: temporary.clone(), fate: Fate::Vanish })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
-use super::{Progress, Pull, readers::Reader};
+use super::{Progress, Pull, Supplier, readers::Reader};
 use crate::{body::PIECE_BYTES, error::Error};
 
 impl Pull {
@@ -26,6 +26,19 @@ impl Pull {
             Some(outcome) => outcome.unwrap_or(Ok(())),
             None => Err(Error::Busy("the pull of this blob ended without a word")),
         }
+    }
+
+    /// Whether its bytes may come from the shared storage. Known once it has begun.
+    pub(super) fn may_be_shared(&self) -> bool {
+        let progress = self.progress.borrow();
+        let is_published = progress.staging.as_ref().is_some_and(|staging| staging.is_published());
+        is_published && self.supplier == Supplier::Any
+    }
+
+    /// Waits until it is over, with all its links.
+    pub(super) async fn ended(&self) {
+        let mut progress = self.progress.clone();
+        while progress.changed().await.is_ok() {}
     }
 
     /// The length of the blob, when it is known by now.
@@ -187,8 +200,8 @@ mod tests {
         let temporary = crate::calls::Calls::new("test");
         let staging = Staging::create(&content, &temporary, &digest).await.unwrap();
         sender.send_modify(|progress| progress.staging = Some(Arc::new(staging)));
-        let origin = "a".parse().unwrap();
-        (sender, Arc::new(Pull { digest, origin, progress: receiver, readers: Arc::default() }))
+        let (origin, supplier, readers) = ("a".parse().unwrap(), Supplier::Any, Arc::default());
+        (sender, Arc::new(Pull { digest, origin, supplier, progress: receiver, readers }))
     }
 
     /// An empty answer is complete with its headers.

@@ -27,7 +27,7 @@ const MIB: usize = 1 << 20;
 
 /// A client on one connection.
 #[derive(Clone)]
-struct Client(SendRequest<Body>);
+pub struct Client(SendRequest<Body>);
 
 impl Client {
     async fn over(stream: impl Read + Write + Unpin + Send + 'static) -> Self {
@@ -37,7 +37,7 @@ impl Client {
         Self(sender)
     }
 
-    async fn plain(shim: &Shim) -> Self {
+    pub async fn plain(shim: &Shim) -> Self {
         Self::over(TokioIo::new(TcpStream::connect(&shim.address).await.unwrap())).await
     }
 
@@ -49,7 +49,7 @@ impl Client {
         Self::over(TokioIo::new(stream)).await
     }
 
-    async fn send(&self, method: Method, path: &str, range: &str) -> hyper::Response<Incoming> {
+    pub async fn send(&self, method: Method, path: &str, range: &str) -> hyper::Response<Incoming> {
         let request = Request::builder().method(method).uri(format!("http://localhost/v2/{path}"));
         let request = request.header("range", range).body(Body::empty()).unwrap();
         timeout(PATIENCE, self.0.clone().send_request(request)).await.unwrap().unwrap()

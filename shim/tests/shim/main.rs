@@ -10,6 +10,7 @@ mod foreign;
 mod freshness;
 mod fuzz;
 mod http2;
+mod lasting;
 mod limits;
 mod lists;
 mod manifests;

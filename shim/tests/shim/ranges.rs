@@ -66,7 +66,7 @@ async fn blobs_are_served_in_ranges_and_by_condition() {
 }
 
 /// The parts of a `multipart/byteranges`, each with its `Content-Range`.
-async fn parts(answer: reqwest::Response) -> Vec<(String, Bytes)> {
+pub async fn parts(answer: reqwest::Response) -> Vec<(String, Bytes)> {
     assert_eq!(answer.status(), StatusCode::PARTIAL_CONTENT);
     assert!(!answer.headers().contains_key("content-range"));
     let media_type = answer.headers()["content-type"].to_str().unwrap().to_owned();

@@ -408,6 +408,7 @@ pub fn upstreams(urls: &[String]) -> Registry {
         certificate_authorities: Vec::new(),
         credentials: None,
         realms: Vec::new(),
+        blob_ttl: None,
     }
 }
 

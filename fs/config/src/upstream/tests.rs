@@ -54,6 +54,25 @@ fn credentials_are_of_one_kind() {
     ));
 }
 
+/// What is shared with others is removed only when somebody has asked for it.
+#[test]
+fn blobs_expire_only_when_a_time_is_given() {
+    for (more, ttl) in [
+        ("", None),
+        ("proxy: {remoteurl: 'https://a'}", None),
+        ("proxy: {remoteurl: 'https://a', ttl: 0}", None),
+        ("proxy: {remoteurl: 'https://a', ttl: 0s}", None),
+        ("proxy: {remoteurl: 'https://a', ttl: 168h}", Some(Duration::from_hours(168))),
+        (
+            "proxy: {remoteurl: 'https://a', ttl: 1h}\nupstreams: {quay.io: }",
+            Some(Duration::from_hours(1)),
+        ),
+        ("upstreams: {quay.io: }", None),
+    ] {
+        assert_eq!(parse(more).unwrap().blob_ttl(), ttl, "{more}");
+    }
+}
+
 #[test]
 fn each_mistake_is_found() {
     for (more, mistake) in [
