@@ -74,32 +74,22 @@ impl Answer {
         if self.offset == self.range.end {
             return Ok(None);
         }
-        let failure = match &mut self.source {
-            Source::File(hasher) => {
-                let piece = self.offset..self.range.end.min(self.offset + FILE_PIECE_BYTES);
-                match self.lasting.read_file(piece, hasher).await {
-                    Ok(piece) => return Ok(Some(self.hand_out(piece))),
-                    Err(error) => Some(error),
-                }
-            }
-            Source::Pull(..) => None,
-        };
-        let piece = self.continued(failure).await.inspect_err(|error| {
+        let piece = self.piece().await.inspect_err(|error| {
             let Lasting { digest, repository, .. } = &*self.lasting;
             tracing::error!(%digest, %repository, %error, "an answer is cut, and not continued");
         })?;
-        Ok(Some(self.hand_out(piece)))
-    }
-
-    fn hand_out(&mut self, piece: Bytes) -> Bytes {
         self.offset += piece.len() as u64;
-        piece
+        Ok(Some(piece))
     }
 
-    /// The next bytes of the pull, which is joined after a `failure`.
-    async fn continued(&mut self, failure: Option<io::Error>) -> io::Result<Bytes> {
-        if let Some(failure) = failure {
-            self.join_pull(&failure).await?;
+    /// The next bytes of the file, or, once that has failed, of the pull.
+    async fn piece(&mut self) -> io::Result<Bytes> {
+        if let Source::File(hasher) = &mut self.source {
+            let piece = self.offset..self.range.end.min(self.offset + FILE_PIECE_BYTES);
+            match self.lasting.read_file(piece, hasher).await {
+                Ok(piece) => return Ok(piece),
+                Err(failure) => self.join_pull(&failure).await?,
+            }
         }
         let Source::Pull(pull, pieces) = &mut self.source else { return Err(ended()) };
         let piece = pieces.next().await.unwrap_or_else(|| Err(ended()))?;

@@ -300,11 +300,8 @@ impl AsyncRead for Socket {
                 read = Some(size_bytes);
                 // epoll(7): less than there is room for was all that there is. Said at once, this
                 // spares each request the call that finds nothing.
-                match size_bytes {
-                    0 => Ok(()),
-                    _ if size_bytes == room_bytes => Ok(()),
-                    _ => Err(io::ErrorKind::WouldBlock.into()),
-                }
+                let is_all = (1..room_bytes).contains(&size_bytes);
+                if is_all { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match (read, attempt) {
                 (Some(size_bytes), _) => {

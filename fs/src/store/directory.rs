@@ -40,6 +40,7 @@ use object_store::{
     MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
     PutResult, Result, local::LocalFileSystem, path::Path,
 };
+use rustix::io::ReadWriteFlags;
 use tokio::sync::Semaphore;
 
 use self::{
@@ -349,7 +350,7 @@ impl ObjectStore for Directory {
         let key = location.clone();
         let put = self.blocking(move |root| {
             let staged = Staged::create(root)?;
-            staged.write(&payload, 0)?;
+            staged.write(&payload, 0, ReadWriteFlags::empty())?;
             staged.publish(&root.path_of(&key), if_exists)
         });
         put.await?.map_err(|e| write_error(location, e))?;

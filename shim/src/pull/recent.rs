@@ -27,21 +27,14 @@ impl Recent {
         }
     }
 
-    /// Where it will begin when `size_bytes` more have come.
-    pub(super) fn start_after(&self, size_bytes: usize) -> u64 {
-        let mut pieces = self.pieces.iter().map(Bytes::len);
-        let mut kept_bytes = self.kept_bytes + size_bytes;
-        while kept_bytes > RECENT_MAX_BYTES
-            && let Some(oldest) = pieces.next()
-        {
-            kept_bytes -= oldest;
-        }
-        self.end + size_bytes as u64 - kept_bytes as u64
+    /// Where it begins in the blob.
+    pub(super) fn start(&self) -> u64 {
+        self.end - self.kept_bytes as u64
     }
 
     /// What is kept from `offset` on: as much as one piece has of it.
     pub(super) fn from(&self, offset: u64) -> Option<Bytes> {
-        let mut start = self.end - self.kept_bytes as u64;
+        let mut start = self.start();
         self.pieces.iter().find_map(|piece| {
             let within = usize::try_from(offset.checked_sub(start)?).ok()?;
             start += piece.len() as u64;
@@ -59,10 +52,9 @@ mod tests {
         let mut recent = Recent::default();
         assert_eq!(recent.from(0), None);
         let half = RECENT_MAX_BYTES / 2;
-        for byte in 1..=3 {
-            let start = recent.start_after(half);
+        for (byte, start) in [(1, 0), (2, 0), (3, half as u64)] {
             recent.push(vec![byte; half].into());
-            assert_eq!(start, recent.end - recent.kept_bytes as u64);
+            assert_eq!(recent.start(), start);
         }
         let half = half as u64;
         assert_eq!(recent.from(half - 1), None);

@@ -26,15 +26,14 @@ enum Fate {
     Published,
     /// It has no name and goes when the last client has left: the directory is in trouble.
     Vanish,
-    /// It takes nothing: there is room nowhere.
-    Nowhere,
 }
 
 impl Staging {
-    /// An empty file in the directory, or outside of it when the directory takes none.
+    /// An empty file in the directory, or outside of it when the directory takes none, or full(4) when
+    /// there is room nowhere.
     ///
     /// # Errors
-    /// There is not even `/dev/null`.
+    /// There is not even that.
     pub(super) async fn create(
         content: &Content,
         temporary: &Calls,
@@ -48,14 +47,13 @@ impl Staging {
             }),
             Err(error) => {
                 tracing::warn!(%error, "a blob is pulled but will not be kept");
-                Self::vanishing(temporary).await.or_else(|_| Self::nowhere(temporary))
+                let elsewhere = Self::vanishing(temporary).await;
+                elsewhere.or_else(|_| {
+                    let file = Arc::new(File::options().write(true).open("/dev/full")?);
+                    Ok(Self { file, calls: temporary.clone(), fate: Fate::Vanish })
+                })
             }
         }
-    }
-
-    fn nowhere(temporary: &Calls) -> io::Result<Self> {
-        let file = Arc::new(File::open("/dev/null")?);
-        Ok(Self { file, calls: temporary.clone(), fate: Fate::Nowhere })
     }
 
     /// A blob that is there already.
@@ -93,7 +91,6 @@ impl Staging {
         let file = match &self.fate {
             Fate::Publish(staged) => staged.writer()?,
             Fate::Published | Fate::Vanish => Arc::clone(&self.file),
-            Fate::Nowhere => return Err(io::ErrorKind::StorageFull.into()),
         };
         self.calls.write(file, offset, piece).await
     }
@@ -118,7 +115,7 @@ impl Staging {
                 Ok(true)
             }
             Fate::Published => Ok(true),
-            Fate::Vanish | Fate::Nowhere => Ok(false),
+            Fate::Vanish => Ok(false),
         }
     }
 

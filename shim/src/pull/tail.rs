@@ -108,29 +108,30 @@ impl Tail {
         let is_ready = |progress: &Progress| {
             progress.outcome.is_some() || progress.readable_bytes.min(end) > offset
         };
-        let (staging, piece, recent) = {
+        let (staging, piece) = {
             let progress = self.progress.wait_for(is_ready).await.map_err(io::Error::other)?;
             if let Some(Err(error)) = &progress.outcome {
                 return Err(io::Error::other(error.clone()));
             }
-            let recent = progress.recent.from(offset);
             let readable_to = progress.readable_bytes.min(end);
-            let in_file_to = progress.stored_bytes.filter(|_| recent.is_none());
-            let in_file_to = in_file_to.unwrap_or(u64::MAX);
-            if (in_file_to..readable_to).contains(&offset) {
+            if offset >= readable_to {
+                return Ok(None);
+            }
+            if let Some(mut recent) = progress.recent.from(offset) {
+                recent.truncate(usize::try_from(readable_to - offset).unwrap_or(usize::MAX));
+                self.offset += recent.len() as u64;
+                return Ok(Some(recent));
+            }
+            let stored_to = progress.stored_bytes.unwrap_or(u64::MAX);
+            if offset >= stored_to {
                 return Err(io::Error::other(
                     "it could not be stored, and this client was too slow",
                 ));
             }
-            let piece = offset..readable_to.min(in_file_to).min(offset + PIECE_BYTES);
-            (progress.staging.clone(), piece, recent)
+            let piece = offset..readable_to.min(stored_to).min(offset + PIECE_BYTES);
+            (progress.staging.clone(), piece)
         };
-        let Some(staging) = staging.filter(|_| !piece.is_empty()) else { return Ok(None) };
-        if let Some(mut recent) = recent {
-            recent.truncate(usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX));
-            self.offset += recent.len() as u64;
-            return Ok(Some(recent));
-        }
+        let Some(staging) = staging else { return Ok(None) };
         self.offset = piece.end;
         staging.read(piece).await.map(Some)
     }

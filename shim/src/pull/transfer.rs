@@ -27,8 +27,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How far a transfer may fall behind [`MIN_BYTES_PER_SECOND`] before it is given up.
 const GRACE: Duration = Duration::from_secs(300);
 const MIN_BYTES_PER_SECOND: u64 = 16 << 10;
-/// How long what has come waits for more to be stored and sent with it. Each piece takes a dozen changes of thread,
-/// so small ones cost as much as large ones.
+/// How long what has come waits for more to be stored and sent with it. Each piece takes a dozen
+/// changes of thread, so small ones cost as much as large ones.
 const GATHERING: Duration = Duration::from_millis(3);
 /// No blob is larger; an upstream that does not say its length would otherwise never end.
 const BLOB_MAX_BYTES: u64 = 1 << 40;
@@ -94,7 +94,7 @@ async fn store(
             }
         }
         if stored_bytes.is_some() {
-            be_taken(pull, progress, piece.len()).await?;
+            be_taken(pull, progress, piece.clone()).await?;
         }
         next = following?;
         // What came last is withheld until the digest is known to be right.
@@ -135,14 +135,15 @@ async fn move_out(
     Ok(copy)
 }
 
-/// Waits until the clients have read what goes from memory when `size_bytes` more come: it is nowhere
-/// else.
+/// Waits until the clients have read what goes from memory when a piece comes: it is nowhere else.
 async fn be_taken(
     pull: &Pull,
     progress: &watch::Sender<Progress>,
-    size_bytes: usize,
+    piece: Bytes,
 ) -> Result<(), Error> {
-    let start = progress.borrow().recent.start_after(size_bytes);
+    let mut recent = progress.borrow().recent.clone();
+    recent.push(piece);
+    let start = recent.start();
     if start > 0 && !pull.readers.come_to(start).await {
         return Err(Error::Storage("there is no room for a blob that no client reads".to_owned()));
     }

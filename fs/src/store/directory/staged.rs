@@ -58,11 +58,16 @@ impl Staged {
         Ok(Self { root: Arc::clone(root), path, file: Some(file), has_failed: false.into() })
     }
 
-    /// Writes a piece of the content.
-    pub fn write(&self, content: &PutPayload, mut offset: u64) -> io::Result<()> {
+    /// Writes a piece of the content, with `flags` of pwritev2(2).
+    pub fn write(
+        &self,
+        content: &PutPayload,
+        mut offset: u64,
+        flags: ReadWriteFlags,
+    ) -> io::Result<()> {
         let file = self.file.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
         for piece in content {
-            if let Err(e) = write_uncached(file, piece, offset) {
+            if let Err(e) = write_all(file, piece, offset, flags) {
                 self.has_failed.store(true, Ordering::Relaxed);
                 return Err(e);
             }
@@ -179,11 +184,13 @@ pub fn sweep_leftovers(root: &Root, older_than: Duration) -> io::Result<usize> {
     Ok(removed)
 }
 
-/// Writes without leaving in memory what was written: the node has it in its own cache, and the memory
-/// would be taken from what clients read. pwritev2(2): `RWF_DONTCACHE` needs Linux 6.14 and a
-/// filesystem that knows it; NFS does not.
-fn write_uncached(file: &File, mut piece: &[u8], mut offset: u64) -> io::Result<()> {
-    let flags = ReadWriteFlags::from_bits_retain(libc::RWF_DONTCACHE as u32);
+/// Writes all of a piece, without the flags where they are not known.
+fn write_all(
+    file: &File,
+    mut piece: &[u8],
+    mut offset: u64,
+    flags: ReadWriteFlags,
+) -> io::Result<()> {
     while !piece.is_empty() {
         match pwritev2(file, &[IoSlice::new(piece)], offset, flags) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
