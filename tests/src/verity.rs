@@ -22,13 +22,14 @@ const PAGE_BYTES: usize = 4096;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// What a test needs to have the machine.
-pub const NEEDS: [&str; 7] = [
+pub const NEEDS: [&str; 8] = [
     KERNEL,
     "qemu-system-x86_64",
     "virtiofsd",
     "mkfs.ext4",
     "mkfs.btrfs",
     "fusermount3",
+    "python3",
     "setpriv",
 ];
 const KERNEL: &str = "linux.qemu";

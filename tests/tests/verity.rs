@@ -14,7 +14,7 @@ use std::{
 
 use larder_layout::{Digest, Entry, Report};
 use larder_tests::{
-    Mount, Node, Sandbox, publish, random_bytes, run, until,
+    Failure, Mount, Node, Sandbox, publish, random_bytes, run, until,
     verity::{self, DISKS, put_on_disk, rot, run_in_machine},
 };
 use serde_json::Value;
@@ -55,6 +55,21 @@ impl Cached {
             let file = File::options().read(true).custom_flags(flags).open(mount.join(path));
             let read = file.and_then(|mut file| file.read_to_end(&mut seen));
             (seen, read)
+        })
+    }
+
+    /// Has another process map the blob and look at the first byte that the disk has lost.
+    fn look_at_lost_byte(&self, mount: &Mount<'_>) -> Result<String, Failure> {
+        let path = Entry::Blob(self.digest.clone()).path();
+        let look = format!(
+            "import mmap, sys; blob = open(sys.argv[1], 'rb'); \
+             print(mmap.mmap(blob.fileno(), 0, prot=mmap.PROT_READ)[{}])",
+            LOST.start
+        );
+        mount.call(|mount| {
+            let mut python = Command::new("python3");
+            python.arg("-c").arg(look).arg(mount.join(path));
+            run(python, TIMEOUT)
         })
     }
 
@@ -110,6 +125,8 @@ mod inside {
             let (seen, read) = cached.read(&mount, 0);
             assert!(read.is_ok() && seen == cached.content, "{disk}: {read:?}");
 
+            cached.look_at_lost_byte(&mount).unwrap();
+
             rot(disk, &cached.content[LOST]);
             for _ in 0..2 {
                 let (seen, read) = cached.read(&mount, 0);
@@ -117,6 +134,8 @@ mod inside {
                 assert_eq!(errno, Some(libc::EIO), "{disk}");
                 assert!(cached.content.starts_with(&seen), "{disk}: wrong bytes");
             }
+            let ended = cached.look_at_lost_byte(&mount).expect_err("the kernel maps the file");
+            assert!(ended.0.contains("SIGBUS"), "{disk}, mapped: {ended:?}");
             let (seen, read) = cached.read(&mount, libc::O_DIRECT);
             assert!(read.is_ok() && seen == cached.content, "{disk}, asked for: {read:?}");
             cached.assert_replaced(&mount);

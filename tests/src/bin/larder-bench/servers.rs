@@ -1,6 +1,6 @@
 //! The servers that are measured, all with the same content.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, process::Command, thread, time::Duration};
 
 use larder_layout::Digest;
 use larder_tests::{Blob, Process, Registry, Sandbox, Storage, Upstream, bin, run};
@@ -136,7 +136,11 @@ pub fn nginx(sandbox: &Sandbox, contents: &[&Blob], certificate: &Certificate<'_
     command.arg("-c").arg(config);
     let mut process = Process::start(sandbox, "nginx", command);
     process.wait_until("a port", || std::net::TcpStream::connect(&address).ok());
-    let processes = meter::with_children(process.id());
+    // The master listens before there is anybody to serve.
+    let (master, workers) = (process.id(), thread::available_parallelism().map_or(1, usize::from));
+    let processes = process.wait_until("its workers", || {
+        Some(meter::with_children(master)).filter(|processes| processes.len() > workers)
+    });
     Server {
         name: "nginx",
         address,
