@@ -125,7 +125,8 @@ mod inside {
             let (seen, read) = cached.read(&mount, 0);
             assert!(read.is_ok() && seen == cached.content, "{disk}: {read:?}");
 
-            cached.look_at_lost_byte(&mount).unwrap();
+            let mapped = cached.look_at_lost_byte(&mount).unwrap();
+            assert_eq!(mapped.trim(), cached.content[LOST.start].to_string(), "{disk}");
 
             rot(disk, &cached.content[LOST]);
             for _ in 0..2 {

@@ -18,7 +18,7 @@ use larder_layout::{Algorithm, Digest, Entry, StagingId};
 use larder_tests::{Node, S3, Sandbox, Storage, random_bytes, run, store};
 use object_store::{ObjectStoreExt, path::Path as Key};
 
-use crate::meter;
+use crate::meter::{self, median};
 
 const NEEDS: [&str; 3] = ["larder-fs", "larder-shim", "/dev/fuse"];
 const MIB: usize = 1 << 20;
@@ -186,11 +186,6 @@ fn compare<T>(what: &str, native: &T, mounted: &T, measure: impl Fn(&T) -> f64) 
     let (native, mounted): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let (native, mounted) = (median(native), median(mounted));
     println!("{what:<36} {native:>8.2} · {mounted:>8.2}   ratio {:.3}", median(ratios));
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 fn time(work: impl FnOnce()) -> f64 {

@@ -1,4 +1,4 @@
-//! What processes have used, from proc(5).
+//! What processes have used, from proc(5), and what is said of several rounds.
 
 use std::{fs, time::Duration};
 
@@ -43,6 +43,15 @@ pub fn peak_bytes(processes: &[u32]) -> u64 {
         number.expect("a size in kB") * 1024
     };
     processes.iter().map(peak).sum()
+}
+
+/// The figure in the middle.
+///
+/// # Panics
+/// When there is none.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
 /// The process and all that it has started.

@@ -19,7 +19,7 @@ use tokio_rustls::rustls::{
 
 use crate::{
     load::{Load, Yield},
-    meter,
+    meter::{self, median},
     servers::{self, Certificate, Server},
 };
 
@@ -117,25 +117,23 @@ pub fn pull() {
     let upstream = Upstream::start(&sandbox);
     servers::fill(&upstream.registry(), &[&config, &blob], &manifest(&config, &blob));
     let path = servers::path("blobs", &blob.digest);
-    let print = |what, measure: &dyn Fn(usize) -> f64| {
-        let mut costs: Vec<_> = (0..ROUNDS).map(measure).collect();
-        costs.sort_by(f64::total_cmp);
-        println!("    {what:16} {:6.3} CPU-s/GiB", costs[costs.len() / 2]);
-    };
     println!("\nCold pull of 1 GiB, both checks of its digest included");
-    print("larder", &|round| cold(&sandbox, &upstream, &path, &format!("first-{round}")));
-    print("a new file", &|_| write(&sandbox, LARGE_BYTES));
-    // A virtual machine may get its memory from the host when it is touched, and give it back soon.
-    println!("\nThe same with memory that was in use just before");
-    let touch = || write(&sandbox, 3 * LARGE_BYTES);
-    print("larder", &|round| {
-        touch();
-        cold(&sandbox, &upstream, &path, &format!("second-{round}"))
-    });
-    print("a new file", &|_| {
-        touch();
-        write(&sandbox, LARGE_BYTES)
-    });
+    for (memory, touched_bytes) in [("as it is", 0), ("in use just before", 3 * LARGE_BYTES)] {
+        println!("  memory {memory}");
+        let print = |what, measure: &dyn Fn(usize) -> f64| {
+            let costs = (0..ROUNDS).map(|round| {
+                // A virtual machine may get memory from its host when it is touched, and give it
+                // back soon.
+                write(&sandbox, touched_bytes);
+                measure(round)
+            });
+            println!("    {what:16} {:6.3} CPU-s/GiB", median(costs.collect()));
+        };
+        print("larder", &|round| {
+            cold(&sandbox, &upstream, &path, &format!("cold-{touched_bytes}-{round}"))
+        });
+        print("a new file", &|_| write(&sandbox, LARGE_BYTES));
+    }
 }
 
 /// A manifest of the size that those of real images have.
@@ -197,12 +195,10 @@ fn in_turn(
             measured.push(Figure { cpu: meter::cpu(&server.processes) - before, count });
         }
     }
-    let median = |measured: &Vec<Figure>, figure: fn(&Figure) -> f64| {
-        let mut values: Vec<_> = measured.iter().map(figure).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+    let medians = |measured: &Vec<Figure>| {
+        figures.map(|figure| median(measured.iter().map(figure).collect()))
     };
-    all.iter().map(|measured| figures.map(|figure| median(measured, figure))).collect()
+    all.iter().map(medians).collect()
 }
 
 fn blobs(servers: &[&Server], path: &str, connections: usize, tls: Option<&Arc<ClientConfig>>) {
