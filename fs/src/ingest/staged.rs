@@ -1,6 +1,8 @@
 //! A file in `ingest/`: what comes is written, hashed, and sent ahead.
 
 use std::{
+    fs::File,
+    io::{self, ErrorKind},
     os::unix::fs::FileExt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -10,12 +12,16 @@ use std::{
 
 use bytes::Bytes;
 use larder_layout::{Digest, StagingId, Verifier};
+use rustix::{
+    buffer::spare_capacity,
+    io::{Errno, pread},
+};
 
 use crate::{
     cache::{Cache, Reservation, StagingFile},
     error::{Error, Result},
     fetch::blocking,
-    store::{Storage, Upload},
+    store::{BLOCK_BYTES, Storage, Upload},
 };
 
 /// A file in `ingest/`. It stays readable for whoever has it open, also after it was published.
@@ -199,9 +205,8 @@ impl StagedFile {
         let file = self.file.reader().try_clone().map_err(read)?;
         blocking(move || {
             let rest_bytes = file.metadata().map_err(read)?.len().saturating_sub(offset);
-            let mut content = vec![0; rest_bytes.min(size_bytes) as usize];
-            file.read_exact_at(&mut content, offset).map_err(read)?;
-            Ok(content.into())
+            let size_bytes = rest_bytes.min(size_bytes) as usize;
+            read_aligned(&file, offset, size_bytes).map_err(read)
         })
         .await
     }
@@ -242,4 +247,20 @@ impl Ahead {
             upload.abort().await;
         }
     }
+}
+
+/// Reads into memory that begins at a multiple of [`BLOCK_BYTES`] and is not zeroed before.
+fn read_aligned(file: &File, offset: u64, size_bytes: usize) -> io::Result<Bytes> {
+    let mut content = Vec::<u8>::with_capacity(size_bytes + BLOCK_BYTES);
+    let start = content.as_ptr().align_offset(BLOCK_BYTES);
+    content.resize(start, 0);
+    while content.len() < start + size_bytes {
+        let offset = offset + (content.len() - start) as u64;
+        match pread(file, spare_capacity(&mut content), offset) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(Bytes::from(content).slice(start..start + size_bytes))
 }

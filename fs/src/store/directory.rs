@@ -11,6 +11,7 @@
 //! Everything is staged in `docker/larder/staging/`, outside of what a registry looks at, written
 //! and synced there, and only then given its name ([`staged`]).
 
+mod direct;
 mod names;
 mod staged;
 mod upload;
@@ -40,7 +41,6 @@ use object_store::{
     MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
     PutResult, Result, local::LocalFileSystem, path::Path,
 };
-use rustix::io::ReadWriteFlags;
 use tokio::sync::Semaphore;
 
 use self::{
@@ -350,7 +350,7 @@ impl ObjectStore for Directory {
         let key = location.clone();
         let put = self.blocking(move |root| {
             let staged = Staged::create(root)?;
-            staged.write(&payload, 0, ReadWriteFlags::empty())?;
+            staged.write(&payload)?;
             staged.publish(&root.path_of(&key), if_exists)
         });
         put.await?.map_err(|e| write_error(location, e))?;
@@ -431,9 +431,10 @@ fn put_result() -> PutResult {
 
 #[cfg(test)]
 mod tests {
-    use object_store::ObjectStoreExt;
+    use bytes::Bytes;
+    use object_store::{MultipartUpload, ObjectStoreExt};
 
-    use super::*;
+    use super::{super::BLOCK_BYTES, *};
 
     async fn create(directory: &Directory, key: &Path, content: String) -> Result<PutResult> {
         directory.put_opts(key, content.into(), PutMode::Create.into()).await
@@ -467,6 +468,31 @@ mod tests {
             assert!(matches!(missing, Err(Error::NotFound { .. })));
             assert!(!temporary.path().join("blobs/sha256/00/00ff").exists());
             assert!(temporary.path().join("blobs/sha256/00").exists());
+        }
+    }
+
+    /// Whether a part goes past the page cache depends on where it is, in memory and in the file.
+    #[tokio::test]
+    async fn parts_arrive_whole_however_they_are_aligned() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temporary.path()).unwrap();
+        let key = Path::from("blobs/sha256/00/00ff/data");
+        let memory: Bytes = (0..8 * BLOCK_BYTES).map(|n| (n / 7) as u8).collect();
+        let aligned = memory.as_ptr().align_offset(BLOCK_BYTES);
+        let part = |from, size| memory.slice(aligned + from..aligned + from + size);
+        let block = BLOCK_BYTES;
+        for sizes in [[2 * block, block, 5], [block + 5, block, block], [5, block - 5, 2 * block]] {
+            for from in [0, 1] {
+                let parts = sizes.map(|size| part(from, size));
+                let mut upload = directory.put_multipart(&key).await.unwrap();
+                for part in &parts {
+                    upload.put_part(part.clone().into()).await.unwrap();
+                }
+                upload.complete().await.unwrap();
+                let content = directory.get(&key).await.unwrap().bytes().await.unwrap();
+                assert_eq!(content, parts.concat(), "{sizes:?} from {from}");
+                directory.delete(&key).await.unwrap();
+            }
         }
     }
 }

@@ -49,6 +49,9 @@ use crate::error::{Error, Result};
 /// How much of a blob is asked for, or sent, in one request. A quarter of a second at 256 Mbit/s:
 /// long enough to fill a connection across an ocean, short enough to be tried again.
 pub const PART_BYTES: u64 = 8 << 20;
+/// What a part in memory is aligned to, so that a directory can take it past the page cache: a
+/// multiple of what every disk there is asks for.
+pub const BLOCK_BYTES: usize = 4096;
 /// How many parts are sent at a time, of all blobs: with [`PART_BYTES`], 128 MiB of memory.
 const PARTS_IN_FLIGHT_MAX: usize = 16;
 /// How long an operation may take that moves no content, with all its attempts.

@@ -3,23 +3,22 @@
 use std::{
     fs::{self, File, OpenOptions},
     hash::{BuildHasher, RandomState},
-    io::{self, ErrorKind, IoSlice},
+    io::{self, ErrorKind},
     os::{
         fd::IntoRawFd,
         unix::fs::{FileExt, MetadataExt},
     },
     path::{Path as FilePath, PathBuf},
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use object_store::PutPayload;
-use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
-use super::{super::leftovers::age, names::Root};
+use super::{super::leftovers::age, direct, names::Root};
 
 /// How often a name is tried to be given while another node removes its directory, empty as it is.
 const ATTEMPTS_MAX: usize = 5;
@@ -41,6 +40,8 @@ pub struct Staged {
     root: Arc<Root>,
     path: PathBuf,
     file: Option<File>,
+    /// The same file, for writes past the page cache.
+    direct: OnceLock<Option<File>>,
     /// NFS reports an error only once, and what was written before it may be lost as well.
     has_failed: AtomicBool,
 }
@@ -55,22 +56,33 @@ impl Staged {
         let counter = COUNTER.fetch_add(1, Ordering::Relaxed);
         let path = staging(root).join(format!("{:016x}-{counter}", *PROCESS));
         let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        Ok(Self { root: Arc::clone(root), path, file: Some(file), has_failed: false.into() })
+        let (root, file, direct) = (Arc::clone(root), Some(file), OnceLock::new());
+        Ok(Self { root, path, file, direct, has_failed: false.into() })
     }
 
-    /// Writes a piece of the content, with `flags` of pwritev2(2).
-    pub fn write(
+    /// Writes a small file.
+    pub fn write(&self, content: &PutPayload) -> io::Result<()> {
+        self.write_at(content, 0, None)
+    }
+
+    /// Writes a part of a large file, past the page cache where that can be.
+    pub fn write_part(&self, content: &PutPayload, offset: u64) -> io::Result<()> {
+        let direct = self.direct.get_or_init(|| direct::open(&self.path));
+        self.write_at(content, offset, direct.as_ref())
+    }
+
+    fn write_at(
         &self,
         content: &PutPayload,
         mut offset: u64,
-        flags: ReadWriteFlags,
+        direct: Option<&File>,
     ) -> io::Result<()> {
         let file = self.file.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
         for piece in content {
-            if let Err(e) = write_all(file, piece, offset, flags) {
-                self.has_failed.store(true, Ordering::Relaxed);
-                return Err(e);
-            }
+            let written = direct.map_or(Ok(0), |direct| direct::write(direct, piece, offset));
+            let written =
+                written.and_then(|size| file.write_all_at(&piece[size..], offset + size as u64));
+            written.inspect_err(|_| self.has_failed.store(true, Ordering::Relaxed))?;
             offset += piece.len() as u64;
         }
         Ok(())
@@ -182,28 +194,6 @@ pub fn sweep_leftovers(root: &Root, older_than: Duration) -> io::Result<usize> {
         }
     }
     Ok(removed)
-}
-
-/// Writes all of a piece, without the flags where they are not known.
-fn write_all(
-    file: &File,
-    mut piece: &[u8],
-    mut offset: u64,
-    flags: ReadWriteFlags,
-) -> io::Result<()> {
-    while !piece.is_empty() {
-        match pwritev2(file, &[IoSlice::new(piece)], offset, flags) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                piece = &piece[written..];
-                offset += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return file.write_all_at(piece, offset),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Closes a file and reports what close(2) says, which `File` does not.

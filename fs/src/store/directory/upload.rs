@@ -4,14 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use object_store::{Error, MultipartUpload, PutPayload, PutResult, Result, UploadPart, path::Path};
-use rustix::io::ReadWriteFlags;
 
 use super::{Directory, generic, if_exists, put_result, staged::Staged, write_error};
-
-/// Leaves nothing in memory of what was written: the node has a large blob in its own cache, and the
-/// memory would be taken from what clients read. `RWF_DONTCACHE` needs Linux 6.14 and a filesystem
-/// that knows it; NFS does not.
-const UNCACHED: ReadWriteFlags = ReadWriteFlags::from_bits_retain(libc::RWF_DONTCACHE as u32);
 
 /// An upload in parts.
 #[derive(Debug)]
@@ -43,7 +37,7 @@ impl MultipartUpload for DirectoryUpload {
         let staged = self.staged.clone();
         Box::pin(async move {
             let staged = staged.ok_or_else(ended)?;
-            let write = directory.blocking(move |_| staged.write(&payload, offset, UNCACHED));
+            let write = directory.blocking(move |_| staged.write_part(&payload, offset));
             write.await?.map_err(|e| write_error(&location, e))
         })
     }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use larder_layout::{Algorithm, Digest};
 use larder_tests::{Blob, Sandbox, Storage, Upstream, random_bytes, until};
 use serde_json::json;
 use tokio_rustls::rustls::{
@@ -105,8 +106,8 @@ pub fn run() {
     }
 }
 
-/// Measures a pull of 1 GiB, until it is in the shared storage, beside what a file of that size costs,
-/// and prints it.
+/// Measures a pull of 1 GiB, until it is in the shared storage, beside what a file of that size and
+/// its digest cost, and prints it.
 ///
 /// # Panics
 /// When it fails.
@@ -134,6 +135,8 @@ pub fn pull() {
         });
         print("a new file", &|_| write(&sandbox, LARGE_BYTES));
     }
+    let digests = (0..ROUNDS).map(|_| hash_twice(&blob.bytes)).collect();
+    println!("  both digests       {:6.3} CPU-s/GiB", median(digests));
 }
 
 /// A manifest of the size that those of real images have.
@@ -251,6 +254,15 @@ fn cold(sandbox: &Sandbox, upstream: &Upstream<'_>, path: &str, name: &str) -> f
     });
     let cpu = meter::cpu(&larder.processes) - before;
     cpu.as_secs_f64() / (bytes as f64 / GIB)
+}
+
+/// Hashes memory as often as a pull is hashed, in CPU-seconds per GiB of this process.
+fn hash_twice(content: &[u8]) -> f64 {
+    let before = meter::cpu(&[std::process::id()]);
+    let [first, second] = [(); 2].map(|()| Digest::of(Algorithm::Sha256, content));
+    assert_eq!(first, second, "of the same bytes");
+    let cpu = meter::cpu(&[std::process::id()]) - before;
+    cpu.as_secs_f64() / (content.len() as f64 / GIB)
 }
 
 /// Writes a new file and removes it, in CPU-seconds per GiB of this process.
