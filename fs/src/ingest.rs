@@ -1,10 +1,10 @@
 //! `ingest/`: staging, and the way of a staged file into the shared storage.
 //!
-//! What is written is hashed as it comes. When the name of the file tells its digest
-//! ([`StagingId::digest`]), a large one is uploaded while it comes, in parts, and all that `rename`
-//! has to do is to complete the upload; nothing wrong is ever visible to another node. A file that
-//! was not written from its beginning to its end, or whose name tells nothing, is read, hashed and
-//! sent when it is published ([`staged`], [`send`]).
+//! When the name of a file tells its digest ([`StagingId::digest`]), a large one is hashed and
+//! uploaded while it comes, in parts, and all that `rename` has to do is to complete the upload;
+//! nothing wrong is ever visible to another node. A file that was not written from its beginning to
+//! its end, or whose name tells nothing, is read, hashed and sent when it is published ([`staged`],
+//! [`send`]).
 
 mod send;
 mod staged;

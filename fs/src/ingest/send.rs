@@ -8,8 +8,7 @@ use tokio::time::timeout;
 use super::{Ingest, StagedFile, staged::Ahead};
 use crate::{
     error::{Error, Result},
-    fetch::blocking,
-    store::PART_BYTES,
+    store::{PART_BYTES, Upload},
 };
 
 /// An upload may take this long, and a second more for each MiB.
@@ -39,14 +38,15 @@ impl Ingest {
         digest: &Digest,
         size_bytes: u64,
     ) -> Result<()> {
-        let verifier = match staged.take_verifier(digest, size_bytes) {
-            Some(verifier) => verifier,
-            None => {
-                ahead.give_up().await;
-                self.hash(staged, digest, size_bytes).await?
-            }
-        };
-        verifier.finish()?;
+        if !staged.came_in_order(digest, size_bytes) {
+            ahead.give_up().await;
+            ahead.verifier = None;
+        }
+        while ahead.seen_bytes() < size_bytes {
+            ahead.see_next(staged, digest).await?;
+        }
+        let verifier = ahead.verifier.take();
+        verifier.unwrap_or_else(|| Verifier::new(digest.clone())).finish()?;
         match self.storage.stat_blob(digest).await {
             Ok(meta) if meta.size_bytes == size_bytes => return Ok(()),
             Ok(_) => self.storage.mark_damaged(digest),
@@ -58,36 +58,29 @@ impl Ingest {
             self.storage.remove_if_damaged(digest).await?;
             return self.storage.put_blob(digest, content).await;
         }
-        let mut upload = match ahead.upload.take() {
+        let upload = match ahead.upload.take() {
             Some(upload) => upload,
-            None => self.storage.upload_blob(digest).await?,
+            None => self.upload(staged, digest, size_bytes).await?,
         };
-        while ahead.sent_bytes < size_bytes {
-            let slot = upload.slot().await?;
-            let part = staged.read(ahead.sent_bytes, upload.part_bytes()).await?;
-            ahead.sent_bytes += part.len() as u64;
-            upload.send(slot, part)?;
-        }
         self.storage.remove_if_damaged(digest).await?;
         upload.complete().await
     }
 
-    /// Hashes a file that could not be hashed while it came.
-    async fn hash(
+    /// Sends all of a file that could not be sent while it came.
+    async fn upload(
         &self,
-        staged: &Arc<StagedFile>,
+        staged: &StagedFile,
         digest: &Digest,
         size_bytes: u64,
-    ) -> Result<Verifier> {
-        let mut verifier = Verifier::new(digest.clone());
-        while verifier.size_bytes() < size_bytes {
-            let part = staged.read(verifier.size_bytes(), PART_BYTES).await?;
-            verifier = blocking(move || {
-                verifier.update(&part);
-                Ok(verifier)
-            })
-            .await?;
+    ) -> Result<Upload> {
+        let mut upload = self.storage.upload_blob(digest).await?;
+        let mut sent_bytes = 0;
+        while sent_bytes < size_bytes {
+            let slot = upload.slot().await?;
+            let part = staged.read(sent_bytes, upload.part_bytes()).await?;
+            sent_bytes += part.len() as u64;
+            upload.send(slot, part)?;
         }
-        Ok(verifier)
+        Ok(upload)
     }
 }

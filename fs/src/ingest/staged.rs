@@ -1,4 +1,4 @@
-//! A file in `ingest/`: what comes is written, hashed, and sent ahead.
+//! A file in `ingest/`: what comes is written, and in parts read again, hashed and sent ahead.
 
 use std::{
     fs::File,
@@ -41,8 +41,8 @@ pub struct StagedFile {
 struct Received {
     /// On local disk, for what is in the file.
     room: Option<Reservation>,
-    /// Has seen all that is in the file, in order. `None` once that is no longer so.
-    verifier: Option<Verifier>,
+    /// How far it was written from its beginning, no byte twice. `None` once that is no longer so.
+    in_order_bytes: Option<u64>,
     /// Nothing more is written: it is being published, or was.
     is_sealed: bool,
 }
@@ -64,11 +64,13 @@ impl Drop for Seal<'_> {
     }
 }
 
-/// What was sent to the storage before the file was published.
+/// What was done with the first parts of the file before all of it was here.
 #[derive(Default)]
 pub(super) struct Ahead {
+    /// Has seen them. `None` before the first.
+    pub(super) verifier: Option<Verifier>,
+    /// Was given what the verifier has seen.
     pub(super) upload: Option<Upload>,
-    pub(super) sent_bytes: u64,
     /// Another node has published the blob, or the storage is in trouble.
     is_given_up: bool,
 }
@@ -88,8 +90,8 @@ impl StagedFile {
         let name = format!("ingest:{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         let room = Some(cache.reserve(0)?);
         let expected = id.digest();
-        let verifier = expected.clone().map(Verifier::new);
-        let received = Mutex::new(Received { room, verifier, is_sealed: false });
+        let received = Received { room, in_order_bytes: Some(0), is_sealed: false };
+        let received = Mutex::new(received);
         let file = cache.stage(&name)?;
         let ahead = tokio::sync::Mutex::default();
         Ok(Self { file, name, storage: Arc::clone(storage), expected, received, ahead })
@@ -104,14 +106,10 @@ impl StagedFile {
         let mut received = self.writable()?;
         let end = offset + content.len() as u64;
         received.make_room(end)?;
-        let verifier = received.verifier.take();
+        let is_next = received.in_order_bytes.take() == Some(offset);
         let written = self.file.write(|file| file.write_all_at(content, offset));
         written.map_err(|e| Error::disk("write an ingest", e))?;
-        received.verifier =
-            verifier.filter(|verifier| verifier.size_bytes() == offset).map(|mut verifier| {
-                verifier.update(content);
-                verifier
-            });
+        received.in_order_bytes = is_next.then_some(end);
         Ok(())
     }
 
@@ -122,52 +120,48 @@ impl StagedFile {
     pub fn truncate(&self, size_bytes: u64) -> Result<()> {
         let mut received = self.writable()?;
         received.make_room(size_bytes)?;
-        let verifier = received.verifier.take();
+        let in_order_bytes = received.in_order_bytes.take();
         let truncated = self.file.write(|file| file.set_len(size_bytes));
         truncated.map_err(|e| Error::disk("truncate an ingest", e))?;
-        received.verifier = verifier.filter(|verifier| verifier.size_bytes() <= size_bytes);
+        received.in_order_bytes = in_order_bytes.filter(|in_order| *in_order <= size_bytes);
         Ok(())
     }
 
     /// Whether [`StagedFile::send_ahead`] has something to do.
     pub fn has_part(&self) -> bool {
-        let Ok(ahead) = self.ahead.try_lock() else { return false };
-        let sent_bytes = ahead.sent_bytes + self.storage.part_bytes();
-        !ahead.is_given_up && self.received_bytes() >= sent_bytes
+        let is_next_here = |ahead: tokio::sync::MutexGuard<'_, Ahead>| self.has_next(&ahead);
+        self.expected.is_some() && self.ahead.try_lock().is_ok_and(is_next_here)
     }
 
-    /// Sends what has come, in whole parts, unless that is going on already. What does not go out
-    /// now goes when the file is published.
+    /// Hashes what has come, in whole parts, and sends it, unless that is going on already. What does
+    /// not go out now goes when the file is published.
     pub async fn send_ahead(&self) {
         let Some(digest) = &self.expected else { return };
         let Ok(mut ahead) = self.ahead.try_lock() else { return };
-        if ahead.is_given_up {
-            return;
-        }
-        if let Err(e) = self.send_parts(&mut ahead, digest).await {
-            tracing::debug!(%digest, "will be sent when it is published: {e}");
-            ahead.give_up().await;
+        while self.has_next(&ahead) {
+            if let Err(e) = self.send_next(&mut ahead, digest).await {
+                tracing::debug!(%digest, "will be sent when it is published: {e}");
+                return ahead.give_up().await;
+            }
         }
     }
 
-    async fn send_parts(&self, ahead: &mut Ahead, digest: &Digest) -> Result<()> {
-        let mut upload = match ahead.upload.take() {
-            Some(upload) => upload,
-            None => match self.storage.stat_blob(digest).await {
-                Err(Error::NotFound) => self.storage.upload_blob(digest).await?,
+    fn has_next(&self, ahead: &Ahead) -> bool {
+        let in_order_bytes = self.received().in_order_bytes;
+        in_order_bytes
+            .is_some_and(|in_order| in_order >= ahead.seen_bytes() + ahead.part_bytes(self))
+    }
+
+    async fn send_next(&self, ahead: &mut Ahead, digest: &Digest) -> Result<()> {
+        if ahead.verifier.is_none() && !ahead.is_given_up {
+            ahead.upload = match self.storage.stat_blob(digest).await {
+                Err(Error::NotFound) => Some(self.storage.upload_blob(digest).await?),
                 // It may be damaged, which is found out when this one is whole.
                 Ok(_) => return Err(Error::Exists),
                 Err(e) => return Err(e),
-            },
-        };
-        while self.received_bytes() >= ahead.sent_bytes + upload.part_bytes() {
-            let slot = upload.slot().await?;
-            let part = self.read(ahead.sent_bytes, upload.part_bytes()).await?;
-            ahead.sent_bytes += part.len() as u64;
-            upload.send(slot, part)?;
+            };
         }
-        ahead.upload = Some(upload);
-        Ok(())
+        ahead.see_next(self, digest).await
     }
 
     /// Ends all writing while it is being published, and tells the length.
@@ -182,11 +176,10 @@ impl StagedFile {
         Ok((Seal(self), metadata.len()))
     }
 
-    /// What has seen all `size_bytes` of the file, if they came in order.
-    pub(super) fn take_verifier(&self, digest: &Digest, size_bytes: u64) -> Option<Verifier> {
-        let verifier = self.received().verifier.take();
-        let is_of_all = |verifier: &Verifier| verifier.size_bytes() == size_bytes;
-        verifier.filter(|verifier| self.expected.as_ref() == Some(digest) && is_of_all(verifier))
+    /// Whether what was done ahead holds for all `size_bytes` of the file, published under `digest`.
+    pub(super) fn came_in_order(&self, digest: &Digest, size_bytes: u64) -> bool {
+        let in_order_bytes = self.received().in_order_bytes;
+        self.expected.as_ref() == Some(digest) && in_order_bytes == Some(size_bytes)
     }
 
     /// The room that its bytes take, when it becomes a blob of the cache.
@@ -211,17 +204,13 @@ impl StagedFile {
         .await
     }
 
-    fn received_bytes(&self) -> u64 {
-        self.received().verifier.as_ref().map_or(0, Verifier::size_bytes)
-    }
-
     fn writable(&self) -> Result<MutexGuard<'_, Received>> {
         let received = self.received();
         if received.is_sealed { Err(Error::ReadOnly) } else { Ok(received) }
     }
 
     fn received(&self) -> MutexGuard<'_, Received> {
-        // The verifier is taken out while anything can panic.
+        // What is in order is taken out while anything can panic.
         self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -239,10 +228,40 @@ impl Ahead {
         std::mem::replace(self, Self { is_given_up: true, ..Self::default() })
     }
 
+    /// How much the verifier has seen.
+    pub(super) fn seen_bytes(&self) -> u64 {
+        self.verifier.as_ref().map_or(0, Verifier::size_bytes)
+    }
+
+    fn part_bytes(&self, file: &StagedFile) -> u64 {
+        self.upload.as_ref().map_or(file.storage.part_bytes(), Upload::part_bytes)
+    }
+
+    /// Hashes the next part of the file, and sends it when there is an upload. What is sent is what
+    /// was hashed.
+    pub(super) async fn see_next(&mut self, file: &StagedFile, digest: &Digest) -> Result<()> {
+        let part_bytes = self.part_bytes(file);
+        let slot = match &mut self.upload {
+            Some(upload) => Some(upload.slot().await?),
+            None => None,
+        };
+        let part = file.read(self.seen_bytes(), part_bytes).await?;
+        let mut verifier = self.verifier.take().unwrap_or_else(|| Verifier::new(digest.clone()));
+        let seen = part.clone();
+        let hashed = blocking(move || {
+            verifier.update(&seen);
+            Ok(verifier)
+        });
+        self.verifier = Some(hashed.await?);
+        match (&mut self.upload, slot) {
+            (Some(upload), Some(slot)) => upload.send(slot, part),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes back what was sent, and sends nothing more.
     pub(super) async fn give_up(&mut self) {
         self.is_given_up = true;
-        self.sent_bytes = 0;
         if let Some(upload) = self.upload.take() {
             upload.abort().await;
         }

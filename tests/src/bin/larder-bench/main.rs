@@ -6,6 +6,7 @@
 mod fs;
 mod load;
 mod meter;
+mod pull;
 mod serve;
 mod servers;
 
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
     match env::args().nth(1).as_deref() {
         Some("fs") => fs::measure(),
         Some("serve") => serve::run(),
-        Some("pull") => serve::pull(),
+        Some("pull") => pull::run(),
         _ => {
             eprintln!("usage: scripts/bench fs | serve | pull");
             return ExitCode::from(64);

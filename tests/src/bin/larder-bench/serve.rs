@@ -1,16 +1,8 @@
-//! `scripts/bench serve`: the registry against nginx and docker-registry; `scripts/bench pull`: what
-//! a cold pull costs.
+//! `scripts/bench serve`: the registry against nginx and docker-registry.
 
-use std::{
-    fs::{self, File},
-    io::Write,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use larder_layout::{Algorithm, Digest};
-use larder_tests::{Blob, Sandbox, Storage, Upstream, random_bytes, until};
+use larder_tests::{Blob, Sandbox, Upstream, random_bytes};
 use serde_json::json;
 use tokio_rustls::rustls::{
     ClientConfig, RootCertStore,
@@ -24,31 +16,31 @@ use crate::{
     servers::{self, Certificate, Server},
 };
 
-const NEEDS: [&str; 6] =
+pub const NEEDS: [&str; 6] =
     ["larder-fs", "larder-shim", "nginx", "docker-registry", "openssl", "/dev/fuse"];
-const GIB: f64 = (1_u64 << 30) as f64;
+pub const GIB: f64 = (1_u64 << 30) as f64;
 const MIB: f64 = (1_u64 << 20) as f64;
 const BLOB_BYTES: usize = 512 << 20;
-const LARGE_BYTES: usize = 1 << 30;
+pub const LARGE_BYTES: usize = 1 << 30;
 const MANIFEST_BYTES: usize = 2300;
-const ROUNDS: usize = 3;
+pub const ROUNDS: usize = 3;
 const SLICE: Duration = Duration::from_secs(2);
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// A measured slice of time.
 #[derive(Clone, Copy)]
-struct Figure {
-    cpu: Duration,
-    count: Yield,
+pub struct Figure {
+    pub cpu: Duration,
+    pub count: Yield,
 }
 
 impl Figure {
-    fn cpu_per_gib(&self) -> f64 {
+    pub fn cpu_per_gib(&self) -> f64 {
         self.cpu.as_secs_f64() / (self.count.bytes as f64 / GIB)
     }
 
-    fn gib_per_second(&self) -> f64 {
+    pub fn gib_per_second(&self) -> f64 {
         self.count.bytes as f64 / GIB / self.count.elapsed.as_secs_f64()
     }
 
@@ -106,41 +98,8 @@ pub fn run() {
     }
 }
 
-/// Measures a pull of 1 GiB, until it is in the shared storage, beside what a file of that size and
-/// its digest cost, and prints it.
-///
-/// # Panics
-/// When it fails.
-pub fn pull() {
-    let sandbox = Sandbox::enter(&NEEDS).expect("what the benchmark needs");
-    let config = Blob::new("application/vnd.oci.image.config.v1+json", b"{}".to_vec());
-    let blob = Blob::new(LAYER, random_bytes(LARGE_BYTES));
-    let upstream = Upstream::start(&sandbox);
-    servers::fill(&upstream.registry(), &[&config, &blob], &manifest(&config, &blob));
-    let path = servers::path("blobs", &blob.digest);
-    println!("\nCold pull of 1 GiB, both checks of its digest included");
-    for (memory, touched_bytes) in [("as it is", 0), ("in use just before", 3 * LARGE_BYTES)] {
-        println!("  memory {memory}");
-        let print = |what, measure: &dyn Fn(usize) -> f64| {
-            let costs = (0..ROUNDS).map(|round| {
-                // A virtual machine may get memory from its host when it is touched, and give it
-                // back soon.
-                write(&sandbox, touched_bytes);
-                measure(round)
-            });
-            println!("    {what:16} {:6.3} CPU-s/GiB", median(costs.collect()));
-        };
-        print("larder", &|round| {
-            cold(&sandbox, &upstream, &path, &format!("cold-{touched_bytes}-{round}"))
-        });
-        print("a new file", &|_| write(&sandbox, LARGE_BYTES));
-    }
-    let digests = (0..ROUNDS).map(|_| hash_twice(&blob.bytes)).collect();
-    println!("  both digests       {:6.3} CPU-s/GiB", median(digests));
-}
-
 /// A manifest of the size that those of real images have.
-fn manifest(config: &Blob, layer: &Blob) -> Blob {
+pub fn manifest(config: &Blob, layer: &Blob) -> Blob {
     let descriptor = |blob: &Blob| {
         json!({
             "mediaType": blob.media_type,
@@ -239,43 +198,6 @@ fn memory(server: &Server, path: &str) {
     let peak = meter::peak_bytes(&server.processes);
     let [idle, peak] = [idle, peak].map(|bytes| bytes as f64 / MIB);
     println!("    {:16} {idle:7.1} {peak:7.1} {:7.1}", server.name, peak - idle);
-}
-
-/// One pull by a new cache, in CPU-seconds per GiB of all its processes.
-fn cold(sandbox: &Sandbox, upstream: &Upstream<'_>, path: &str, name: &str) -> f64 {
-    let directory = sandbox.directory(&format!("{name}-storage"));
-    let storage = Storage::Directory(directory.clone());
-    let larder = servers::larder(sandbox, name, &storage, Some(&upstream.url()), None);
-    let before = meter::cpu(&larder.processes);
-    let bytes = load(&larder, &format!("GET {path}"), 1, None, Duration::from_secs(60)).once();
-    let link = Path::new("docker/registry/v2/repositories/bench/_layers/sha256");
-    until("the blob in the storage", Duration::from_secs(60), || {
-        fs::read_dir(directory.join(link)).ok()?.next().map(drop)
-    });
-    let cpu = meter::cpu(&larder.processes) - before;
-    cpu.as_secs_f64() / (bytes as f64 / GIB)
-}
-
-/// Hashes memory as often as a pull is hashed, in CPU-seconds per GiB of this process.
-fn hash_twice(content: &[u8]) -> f64 {
-    let before = meter::cpu(&[std::process::id()]);
-    let [first, second] = [(); 2].map(|()| Digest::of(Algorithm::Sha256, content));
-    assert_eq!(first, second, "of the same bytes");
-    let cpu = meter::cpu(&[std::process::id()]) - before;
-    cpu.as_secs_f64() / (content.len() as f64 / GIB)
-}
-
-/// Writes a new file and removes it, in CPU-seconds per GiB of this process.
-fn write(sandbox: &Sandbox, size_bytes: usize) -> f64 {
-    let (path, piece) = (sandbox.path("written"), vec![1; 1 << 20]);
-    let before = meter::cpu(&[std::process::id()]);
-    let mut file = File::create(&path).expect("a file");
-    for _ in 0..size_bytes / piece.len() {
-        file.write_all(&piece).expect("room on the disk");
-    }
-    let cpu = meter::cpu(&[std::process::id()]) - before;
-    fs::remove_file(path).expect("the file");
-    cpu.as_secs_f64() / (size_bytes as f64 / GIB)
 }
 
 fn client_config(certificate: &Path) -> Arc<ClientConfig> {
