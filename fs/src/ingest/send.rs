@@ -1,6 +1,6 @@
 //! What is left to do when a staged file is published.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use larder_layout::{Digest, Verifier};
 use tokio::time::timeout;
@@ -18,7 +18,7 @@ impl Ingest {
     /// Sends what was not sent ahead, and makes the blob visible when all of it is right.
     pub(super) async fn send(
         &self,
-        staged: &Arc<StagedFile>,
+        staged: &StagedFile,
         digest: &Digest,
         size_bytes: u64,
     ) -> Result<()> {
@@ -34,7 +34,7 @@ impl Ingest {
     async fn send_rest(
         &self,
         ahead: &mut Ahead,
-        staged: &Arc<StagedFile>,
+        staged: &StagedFile,
         digest: &Digest,
         size_bytes: u64,
     ) -> Result<()> {

@@ -129,8 +129,8 @@ impl StagedFile {
 
     /// Whether [`StagedFile::send_ahead`] has something to do.
     pub fn has_part(&self) -> bool {
-        let is_next_here = |ahead: tokio::sync::MutexGuard<'_, Ahead>| self.has_next(&ahead);
-        self.expected.is_some() && self.ahead.try_lock().is_ok_and(is_next_here)
+        let Ok(ahead) = self.ahead.try_lock() else { return false };
+        self.expected.is_some() && self.has_next(&ahead)
     }
 
     /// Hashes what has come, in whole parts, and sends it, unless that is going on already. What does
