@@ -76,8 +76,8 @@ fn from_content(
         match (&opened, &lasting) {
             (Opened::Small(content), _) => Body::Memory(part(content, range)),
             (Opened::Large(_), Some(lasting)) => Body::stream(lasting.read(range)),
-            (Opened::Large(Blob { file, .. }), None) => {
-                Body::File(FileRange { file: Arc::clone(file), range })
+            (Opened::Large(Blob { file, inode, .. }), None) => {
+                Body::File(FileRange { file: Arc::clone(file), inode: *inode, range })
             }
         }
     })

@@ -161,7 +161,7 @@ mod tests {
         let file = Arc::new(tempfile::tempfile().unwrap());
         file.set_len(FILE_PIECE_BYTES + 10).unwrap();
         let read = |end| {
-            let range = FileRange { file: Arc::clone(&file), range: 5..end };
+            let range = FileRange { file: Arc::clone(&file), inode: 1, range: 5..end };
             read(Calls::new("test"), range).collect::<Vec<_>>()
         };
 

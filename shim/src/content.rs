@@ -4,6 +4,7 @@
 //! costs a request its patience and never this process its threads. A name that is missing is a
 //! miss; every other error means that the storage is in trouble, and the shim goes on without it.
 
+mod leftovers;
 mod listing;
 pub mod place;
 
@@ -11,13 +12,13 @@ use std::{
     fs::{self, File, OpenOptions},
     hash::{BuildHasher, RandomState},
     io::{self, Read},
-    os::unix::fs::{FileExt, OpenOptionsExt, symlink},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -36,10 +37,6 @@ const PUBLISH_MIN_BYTES_PER_SECOND: u64 = 1 << 20;
 /// How long names are not asked for after a call ran into its deadline: without this pause every
 /// request would wait out the deadline of a mount that is known to hang.
 const PAUSE: Duration = Duration::from_secs(5);
-/// What was not written to for this long belongs to no pull that still runs: each piece of one has
-/// a deadline of seconds, and publishing the largest blob does not write.
-const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
-
 /// The directory. Clones are the same directory.
 #[derive(Clone)]
 pub struct Content {
@@ -63,6 +60,8 @@ pub struct Blob {
     pub file: Arc<File>,
     /// Its length when it was opened.
     pub size_bytes: u64,
+    /// Its number in the directory.
+    pub inode: u64,
 }
 
 /// A blob that was opened to be answered with.
@@ -147,7 +146,7 @@ impl Content {
                     _ => {}
                 }
             }
-            sweep(&root.join(Entry::Directory(Directory::Ingest).path()))
+            leftovers::sweep(&root.join(Entry::Directory(Directory::Ingest).path()))
         })
         .await
     }
@@ -406,8 +405,8 @@ fn parent(path: &Path) -> io::Result<&Path> {
 
 fn open(path: &Path) -> io::Result<Blob> {
     let file = File::open(path)?;
-    let size_bytes = file.metadata()?.len();
-    Ok(Blob { file: Arc::new(file), size_bytes })
+    let metadata = file.metadata()?;
+    Ok(Blob { file: Arc::new(file), size_bytes: metadata.len(), inode: metadata.ino() })
 }
 
 /// The digest that the link at `path` names.
@@ -443,21 +442,6 @@ fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn sweep(ingest: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(ingest)? {
-        let entry = entry?;
-        // What cannot be looked at is not ours, or has just been published.
-        let Ok(modified) = entry.metadata().and_then(|metadata| metadata.modified()) else {
-            continue;
-        };
-        let age = SystemTime::now().duration_since(modified).unwrap_or_default();
-        if age >= LEFTOVER_AGE && fs::remove_file(entry.path()).is_ok() {
-            tracing::info!(file = ?entry.file_name(), "removed what an earlier pull left behind");
-        }
-    }
-    Ok(())
-}
-
 /// None of these locks is held where code can panic half-way through a change.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -466,23 +450,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn only_what_no_pull_can_still_write_is_swept() {
-        let root = tempfile::tempdir().unwrap();
-        let content = Content::new(root.path());
-        content.prepare().await.unwrap();
-        let digest = Digest::of(Algorithm::Sha256, b"x");
-        let running = content.stage(&digest).await.unwrap();
-        let abandoned = content.stage(&digest).await.unwrap();
-        let yesterday = SystemTime::now() - LEFTOVER_AGE;
-        abandoned.file.set_modified(yesterday).unwrap();
-
-        Content::new(root.path()).prepare().await.unwrap();
-        let mut left = fs::read_dir(root.path().join("ingest")).unwrap();
-        assert_eq!(left.next().unwrap().unwrap().file_name(), running.id.as_str());
-        assert!(left.next().is_none());
-    }
 
     /// Only a missing name is a miss.
     #[tokio::test]

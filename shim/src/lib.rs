@@ -30,6 +30,7 @@ mod range;
 mod ready;
 mod referrers;
 mod registries;
+mod resident;
 mod routes;
 mod server;
 mod shim;

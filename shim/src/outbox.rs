@@ -27,6 +27,8 @@ static MARKERS: [u8; MARKER_MAX_BYTES] = [0; MARKER_MAX_BYTES];
 pub struct FileRange {
     /// The file.
     pub file: Arc<File>,
+    /// Its inode's number.
+    pub inode: u64,
     /// Where the bytes are in it.
     pub range: Range<u64>,
 }
@@ -84,7 +86,7 @@ impl FileRange {
     /// Takes at most `max_bytes` off the front.
     pub fn split_front(&mut self, max_bytes: u64) -> Self {
         let end = self.range.end.min(self.range.start + max_bytes);
-        let front = Self { file: Arc::clone(&self.file), range: self.range.start..end };
+        let front = Self { range: self.range.start..end, ..self.clone() };
         self.range.start = end;
         front
     }

@@ -22,22 +22,20 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::ServerConnection;
 
-use crate::outbox::FileRange;
+use crate::{outbox::FileRange, resident};
 
 /// How long a turn may last before others get the thread.
 const TURN: Duration = Duration::from_millis(50);
 /// How long a turn waits for a client to take more.
 const PATIENCE: Duration = Duration::from_millis(10);
-/// How much one call of `sendfile` may move.
-const SENDFILE_MAX_BYTES: u64 = 4 << 20;
+/// How much one call of `sendfile` may move. Other connections then have their turn.
+const SENDFILE_MAX_BYTES: u64 = 2 << 20;
 /// How much of a file is read at once where it has to be.
 const PIECE_BYTES: usize = 64 << 10;
 /// How much is encrypted at once. It stays in a core's own cache from the file to the socket, and
 /// is still sent with few system calls.
 const ENCRYPT_BYTES: usize = 256 << 10;
 
-/// How much is looked at in one turn, and then sent without another.
-const LOOK_BYTES: u64 = 16 << 20;
 /// How far apart the bytes are that are looked at. The kernel reads ahead, and gives up, in pieces
 /// of this size or larger.
 const STRIDE_BYTES: usize = 128 << 10;
@@ -62,9 +60,10 @@ pub enum Turn {
 /// # Errors
 /// The file cannot be read, or is shorter.
 pub fn send_plain(socket: &TcpStream, from: &FileRange) -> io::Result<Turn> {
-    let end = from.range.end.min(from.range.start + LOOK_BYTES);
-    if is_in_memory(&from.file, from.range.start..end)? {
-        return Ok(Turn::InMemory(end - from.range.start));
+    let window = resident::first_window(from);
+    if is_in_memory(&from.file, window.clone())? {
+        resident::note(from.inode, window.clone());
+        return Ok(Turn::InMemory(window.end - window.start));
     }
     let started = Instant::now();
     let mut range = from.range.clone();

@@ -40,9 +40,13 @@ impl Workers {
     }
 }
 
+/// After how many connections that had their turn a worker looks for new requests. Each turn may send
+/// 2 MiB ([`crate::turn`]), while others wait for a manifest.
+const TURNS: u32 = 4;
+
 impl Worker {
     fn start() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_all().event_interval(TURNS).build()?;
         let handle = runtime.handle().clone();
         let (running, ended) = oneshot::channel::<()>();
         thread::Builder::new().name("worker".to_owned()).spawn(move || {

@@ -1,6 +1,6 @@
 //! `scripts/bench serve`: the registry against nginx and docker-registry.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, thread, time::Duration};
 
 use larder_tests::{Blob, Sandbox, Upstream, random_bytes};
 use serde_json::json;
@@ -91,6 +91,10 @@ pub fn run() {
     for method in ["GET", "HEAD"] {
         println!("\nManifest of {MANIFEST_BYTES} bytes, {method}, 16 connections");
         manifests(&all, method, &manifest);
+    }
+    println!("\nManifest, GET, 1 connection, while 16 others read the blob");
+    for server in all {
+        manifest_among_blobs(server, &manifest, &blob);
     }
     println!("\nMemory, 64 connections on a blob of 1 GiB (idle, peak, above idle; MiB)");
     for server in all {
@@ -189,6 +193,21 @@ fn manifests(servers: &[&Server], method: &str, path: &str) {
             own_rate / rate,
         );
     }
+}
+
+/// How long a small answer takes that has large ones beside it.
+fn manifest_among_blobs(server: &Server, manifest: &str, blob: &str) {
+    let times = (0..ROUNDS).map(|_| {
+        let count = thread::scope(|scope| {
+            let blobs = load(server, &format!("GET {blob}"), 16, None, SLICE);
+            let blobs = scope.spawn(move || blobs.run());
+            let count = load(server, &format!("GET {manifest}"), 1, None, SLICE).run();
+            assert!(blobs.join().expect("a load").bytes > 0, "nobody read the blob");
+            count
+        });
+        count.elapsed.as_secs_f64() * 1e3 / count.answers as f64
+    });
+    println!("    {:16} {:7.1} ms each", server.name, median(times.collect()));
 }
 
 fn memory(server: &Server, path: &str) {
