@@ -6,8 +6,10 @@
 //! the file being read ([`recent`]). The watermark always lags behind by what came last, so content
 //! that turns out to be wrong ends as a cut transfer.
 
+mod parts;
 mod readers;
 mod recent;
+mod source;
 mod staging;
 mod tail;
 mod transfer;
@@ -18,7 +20,7 @@ use std::{
 };
 
 use larder_layout::{Digest, Link, Membership, Repository};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::Instrument;
 
 use self::{readers::Readers, recent::Recent, staging::Staging};
@@ -26,6 +28,9 @@ use crate::{calls::Calls, content::Content, error::Error, metrics, upstream::Ups
 
 /// How many pulls may run at once: each holds a connection, a staging file and a buffer.
 const PULLS_MAX: usize = 512;
+/// How many connections to an upstream there may be before slow pulls get no more than one each. What
+/// comes over the others waits in memory: at most 8 MiB for each.
+const CONNECTIONS_MAX: usize = 32;
 /// How often a client whose repository has a blob joins the pull of another that has it not.
 const JOINS_MAX: usize = 4;
 
@@ -34,6 +39,8 @@ pub struct Pulls {
     content: Content,
     /// The calls to temporary files, for blobs that the directory does not take.
     temporary: Calls,
+    /// The places for connections to the upstream, of which slow pulls get several.
+    connections: Arc<Semaphore>,
     running: Mutex<HashMap<Digest, Running>>,
     /// How many run, to wait for.
     count: watch::Sender<usize>,
@@ -90,6 +97,7 @@ impl Pulls {
         Arc::new(Self {
             content,
             temporary: Calls::new("temporary files"),
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             running: Mutex::new(HashMap::new()),
             count: watch::Sender::new(0),
         })
@@ -301,7 +309,7 @@ async fn run(place: Place, upstream: Arc<Upstream>, progress: watch::Sender<Prog
 async fn obtain(
     pulls: &Pulls,
     pull: &Pull,
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Arc<Staging>, Error> {
     // It may be there by now, or through another repository: then it only takes the upstream's

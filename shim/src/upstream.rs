@@ -289,7 +289,8 @@ impl Upstream {
         Ok(text(response.headers(), &header::CONTENT_LENGTH).and_then(|size| size.parse().ok()))
     }
 
-    /// Begins to fetch a blob at `offset`, or before it when the upstream knows no ranges.
+    /// Begins to fetch a blob at `offset`, or before it when the upstream knows no ranges; up to `end`, or
+    /// to its own end.
     ///
     /// # Errors
     /// The upstream has none, refuses, or is in trouble.
@@ -298,14 +299,16 @@ impl Upstream {
         repository: &Repository,
         digest: &Digest,
         offset: u64,
+        end: Option<u64>,
     ) -> Result<Download, UpstreamError> {
+        let last = end.map_or(String::new(), |end| (end - 1).to_string());
         let ask = Ask {
             method: Method::GET,
             repository: Some(repository),
             path: format!("blobs/{digest}"),
             query: None,
             accept: ANY_TYPE,
-            range: (offset > 0).then(|| format!("bytes={offset}-")),
+            range: (offset > 0).then(|| format!("bytes={offset}-{last}")),
             deadline: BLOB_DEADLINE,
         };
         let (response, endpoint) = self.send(&ask).await?;

@@ -85,7 +85,8 @@ impl ScriptedUpstream {
         self.shared.healed.notify_all();
     }
 
-    /// How often this content was asked for with GET.
+    /// How often this content was asked for with GET, from somewhere up to its end: a slow machine
+    /// may have fetched parts of it besides.
     pub fn gets(&self, digest: &Digest) -> usize {
         self.shared.script().gets.get(digest).copied().unwrap_or_default()
     }
@@ -143,21 +144,29 @@ fn answer_all(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
     let mut lines = BufReader::new(stream).lines();
     while let Some(request) = lines.next().transpose()? {
-        let mut offset = 0;
+        let mut range = (0, None);
         for header in lines.by_ref() {
             let header = header?.to_ascii_lowercase();
             if header.is_empty() {
                 break;
             }
-            let range = header.strip_prefix("range: bytes=").and_then(|r| r.split('-').next());
-            offset = range.and_then(|first| first.parse().ok()).unwrap_or(offset);
+            let asked =
+                header.strip_prefix("range: bytes=").and_then(|asked| asked.split_once('-'));
+            if let Some((first, last)) = asked {
+                range = (first.parse().unwrap_or_default(), last.parse().ok());
+            }
         }
-        answer(stream, shared, &request, offset)?;
+        answer(stream, shared, &request, range)?;
     }
     Ok(())
 }
 
-fn answer(mut stream: &TcpStream, shared: &Shared, request: &str, offset: usize) -> io::Result<()> {
+fn answer(
+    mut stream: &TcpStream,
+    shared: &Shared,
+    request: &str,
+    (offset, last): (usize, Option<usize>),
+) -> io::Result<()> {
     let mut words = request.split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = target.split('?').next().unwrap_or_default();
@@ -167,7 +176,7 @@ fn answer(mut stream: &TcpStream, shared: &Shared, request: &str, offset: usize)
     let (blob, fault) = {
         let mut script = shared.script();
         let blob = script.contents.get(path).cloned();
-        if let Some(blob) = blob.as_ref().filter(|_| method == "GET") {
+        if let Some(blob) = blob.as_ref().filter(|_| method == "GET" && last.is_none()) {
             *script.gets.entry(blob.digest.clone()).or_default() += 1;
         }
         let fault = blob.as_ref().and_then(|blob| script.faults.get(&blob.digest).copied());
@@ -181,14 +190,12 @@ fn answer(mut stream: &TcpStream, shared: &Shared, request: &str, offset: usize)
         bytes[middle] ^= 1;
     }
     let total = bytes.len();
+    let last = last.unwrap_or(total.saturating_sub(1));
     let (status, range) = match offset {
         0 => ("200 OK", String::new()),
-        _ => (
-            "206 Partial Content",
-            format!("Content-Range: bytes {offset}-{}/{total}\r\n", total - 1),
-        ),
+        _ => ("206 Partial Content", format!("Content-Range: bytes {offset}-{last}/{total}\r\n")),
     };
-    let body = bytes.get(offset..).unwrap_or_default();
+    let body = bytes.get(offset..=last).unwrap_or_default();
     write!(
         stream,
         "HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {}\r\n\

@@ -15,6 +15,7 @@ mod limits;
 mod lists;
 mod manifests;
 mod operating;
+mod parts;
 mod ranges;
 mod referrers;
 mod requests;

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fs, io,
+    ops::Range,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -35,7 +36,8 @@ use crate::accounts::Accounts;
 
 /// How long anything may take before its test fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-const CHUNK_BYTES: usize = 64 << 10;
+/// A prime number below 64 KiB: where a chunk ends, nothing else does.
+const CHUNK_BYTES: usize = 65_521;
 
 /// A request that the upstream saw.
 #[derive(Clone, Debug)]
@@ -66,6 +68,8 @@ pub struct Script {
     pub compresses: bool,
     /// `Range` is answered with 200.
     pub ignores_ranges: bool,
+    /// How long each connection rests before a chunk.
+    pub pause: Duration,
     /// No `Docker-Content-Digest`.
     pub hides_digest: bool,
     /// Requests without this `Authorization` get the challenge.
@@ -148,6 +152,14 @@ impl Upstream {
     }
 }
 
+impl Seen {
+    /// The range of bytes that was asked for, up to its end if it was given one.
+    pub fn range(&self) -> Option<(usize, Option<usize>)> {
+        let (start, last) = self.range.as_ref()?.strip_prefix("bytes=")?.split_once('-')?;
+        Some((start.parse().unwrap(), last.parse().ok().map(|last: usize| last + 1)))
+    }
+}
+
 impl Script {
     fn token_answer(&self) -> Response {
         if let Some(location) = &self.token_redirect {
@@ -210,37 +222,44 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
         let location = [(header::LOCATION, format!("http://{host}{}", seen.path))];
         return (StatusCode::TEMPORARY_REDIRECT, location).into_response();
     }
-    let range = seen.range.as_ref().filter(|_| !script.ignores_ranges);
-    let start: usize = range.map_or(0, |range| range[6..range.len() - 1].parse().unwrap());
-    if start > 0 {
-        let range = format!("bytes {start}-{}/{}", content.len() - 1, content.len());
+    let range = seen.range().filter(|_| !script.ignores_ranges);
+    let (start, end) = range.unwrap_or((0, None));
+    let end = end.unwrap_or(content.len());
+    if range.is_some() {
+        let range = format!("bytes {start}-{}/{}", end - 1, content.len());
         headers.insert(header::CONTENT_RANGE, range.parse().unwrap());
     }
     if !script.hides_length {
-        headers.insert(header::CONTENT_LENGTH, (content.len() - start).into());
+        headers.insert(header::CONTENT_LENGTH, (end - start).into());
     }
-    let status = if start > 0 { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    let status = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
     let is_get = seen.method == Method::GET;
     let cut = if is_get { script.cuts.pop_front() } else { None };
-    let body = Body::from_stream(body(content, start, cut, upstream.allowed.clone()));
+    let body = body(content, start..end, cut, script.pause, upstream.allowed.clone());
+    let body = Body::from_stream(body);
     (status, headers, if is_get { body } else { Body::empty() }).into_response()
 }
 
 fn body(
     content: Bytes,
-    start: usize,
+    range: Range<usize>,
     cut: Option<usize>,
+    pause: Duration,
     allowed: watch::Receiver<u64>,
 ) -> impl futures_util::Stream<Item = io::Result<Bytes>> {
-    let end = cut.map_or(content.len(), |cut| content.len().min(start + cut));
-    stream::try_unfold((start, allowed), move |(offset, mut allowed)| {
+    let end = cut.map_or(range.end, |cut| range.end.min(range.start + cut));
+    let is_cut = end < range.end;
+    stream::try_unfold((range.start, allowed), move |(offset, mut allowed)| {
         let next = end.min(offset + CHUNK_BYTES);
         let chunk = content.slice(offset..next);
         async move {
             if chunk.is_empty() {
-                return if cut.is_some() { Err(io::Error::other("cut")) } else { Ok(None) };
+                return if is_cut { Err(io::Error::other("cut")) } else { Ok(None) };
             }
             allowed.wait_for(|allowed| *allowed >= next as u64).await.unwrap();
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             Ok(Some((chunk, (next, allowed))))
         }
     })

@@ -6,6 +6,7 @@
 mod fs;
 mod load;
 mod meter;
+mod ocean;
 mod pull;
 mod serve;
 mod servers;

@@ -13,8 +13,9 @@ use larder_tests::{Blob, Sandbox, Storage, Upstream, random_bytes, until};
 use crate::{
     load::{Load, Yield},
     meter::{self, median},
-    serve::{Figure, GIB, LARGE_BYTES, LAYER, NEEDS, ROUNDS, manifest},
-    servers,
+    ocean::{self, Ocean},
+    serve::{BLOB_BYTES, Figure, GIB, LARGE_BYTES, LAYER, NEEDS, ROUNDS, manifest},
+    servers::{self, REPOSITORY},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,7 +41,7 @@ pub fn run() {
                 // back soon.
                 write(&sandbox, touched_bytes);
                 let name = format!("cold-{touched_bytes}-{round}-{is_larder}");
-                figures.push(cold(&sandbox, &upstream, &blob.digest, &name, is_larder));
+                figures.push(cold(&sandbox, &upstream.url(), &blob.digest, &name, is_larder));
             }
         }
         print(&figures);
@@ -49,6 +50,25 @@ pub fn run() {
     }
     let costs = (0..ROUNDS).map(|_| hash_twice(&blob.bytes));
     println!("  {:18} {:6.3} CPU-s/GiB", "both digests", median(costs.collect()));
+    across_an_ocean(&sandbox, &upstream);
+}
+
+/// The same from an upstream that is far away.
+fn across_an_ocean(sandbox: &Sandbox, upstream: &Upstream<'_>) {
+    let blob = Blob::new(LAYER, random_bytes(BLOB_BYTES));
+    upstream.registry().push_blob(REPOSITORY, &blob);
+    let address = sandbox.address();
+    let _ocean = Ocean::between(&address, upstream.address());
+    let (window, round_trip) = (ocean::WINDOW_BYTES >> 20, ocean::ROUND_TRIP.as_millis());
+    println!("\nCold pull of 512 MiB, {round_trip} ms from the upstream, window of {window} MiB");
+    let mut figures = [Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        for (figures, is_larder) in figures.iter_mut().zip([true, false]) {
+            let (url, name) = (format!("http://{address}"), format!("far-{round}-{is_larder}"));
+            figures.push(cold(sandbox, &url, &blob.digest, &name, is_larder));
+        }
+    }
+    print(&figures);
 }
 
 fn print(figures: &[Vec<Figure>; 2]) {
@@ -58,7 +78,7 @@ fn print(figures: &[Vec<Figure>; 2]) {
     let (cpu, speed) = (medians(Figure::cpu_per_gib), medians(Figure::gib_per_second));
     for (name, nth) in [("larder", 0), ("docker-registry", 1)] {
         println!(
-            "    {name:16} {:6.3} CPU-s/GiB  {:6.2} GiB/s to the client   larder: {:.2} x the CPU, {:.2} x the throughput",
+            "    {name:16} {:6.3} CPU-s/GiB  {:6.3} GiB/s to the client   larder: {:.2} x the CPU, {:.2} x the throughput",
             cpu[nth],
             speed[nth],
             cpu[0] / cpu[nth],
@@ -69,22 +89,15 @@ fn print(figures: &[Vec<Figure>; 2]) {
 
 /// One pull by a new cache: the processor time of all its processes until the blob is in its
 /// storage, and how long its client took.
-fn cold(
-    sandbox: &Sandbox,
-    upstream: &Upstream<'_>,
-    digest: &Digest,
-    name: &str,
-    is_larder: bool,
-) -> Figure {
+fn cold(sandbox: &Sandbox, upstream: &str, digest: &Digest, name: &str, is_larder: bool) -> Figure {
     let directory = sandbox.directory(&format!("{name}-storage"));
     let storage = Storage::Directory(directory.clone());
-    let url = upstream.url();
     if is_larder {
-        let server = servers::larder(sandbox, name, &storage, Some(&url), None);
+        let server = servers::larder(sandbox, name, &storage, Some(upstream), None);
         return pull(&server.address, &server.processes, &directory, digest);
     }
     let mut mirror = Upstream::over(sandbox, name, &storage);
-    mirror.restart_with(&format!("proxy: {{remoteurl: \"{url}\"}}"));
+    mirror.restart_with(&format!("proxy: {{remoteurl: \"{upstream}\"}}"));
     pull(mirror.address(), &[mirror.id()], &directory, digest)
 }
 

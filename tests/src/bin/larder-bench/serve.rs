@@ -20,7 +20,7 @@ pub const NEEDS: [&str; 6] =
     ["larder-fs", "larder-shim", "nginx", "docker-registry", "openssl", "/dev/fuse"];
 pub const GIB: f64 = (1_u64 << 30) as f64;
 const MIB: f64 = (1_u64 << 20) as f64;
-const BLOB_BYTES: usize = 512 << 20;
+pub const BLOB_BYTES: usize = 512 << 20;
 pub const LARGE_BYTES: usize = 1 << 30;
 const MANIFEST_BYTES: usize = 2300;
 pub const ROUNDS: usize = 3;
