@@ -133,6 +133,18 @@ async fn an_upstream_that_gives_no_parts_is_read_to_the_end_over_the_one_connect
     }
 }
 
+/// The nearer cache asks the farther one for parts that it has not come to yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_blob_comes_through_a_chain_of_two_caches() {
+    let upstream = slow_upstream().await;
+    let digest = upstream.add_blob("a", &noise(SIZE_BYTES, 7));
+    let far = Shim::start(&upstream).await;
+    let near = Shim::of(vec![upstreams(&[format!("http://{}", far.address)])]).await;
+    let answer = near.get(&format!("a/blobs/{digest}")).await;
+    assert_eq!(check(answer, &digest).await, Ok(()));
+    assert_eq!(upstream.seen(&Method::GET, digest.hex()).len(), 4);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn among_many_pulls_none_gets_more_than_one_connection() {
     let (upstream, elsewhere) = (slow_upstream().await, Upstream::start().await);
