@@ -74,9 +74,14 @@ impl Line {
     }
 
     /// Follows an answer to its end.
-    pub fn follow(mut self, response: Response<Outgoing>, pulse: Arc<Pulse>) -> Response<Followed> {
+    pub fn follow(
+        mut self,
+        response: Response<Outgoing>,
+        source: Option<Source>,
+        pulse: Arc<Pulse>,
+    ) -> Response<Followed> {
         self.status = response.status().as_u16();
-        self.source = response.extensions().get().copied();
+        self.source = source;
         metrics::waited(self.source, self.started.elapsed());
         traces::answered(&self.span, self.status, self.source);
         response.map(|body| Followed { body, line: self, pulse, awaited: None })

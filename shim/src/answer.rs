@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use hyper::{
     HeaderMap, Method, StatusCode,
     header::{self, HeaderName, HeaderValue},
@@ -15,8 +16,28 @@ use crate::{
     range::{Selection, select},
 };
 
+/// How many headers an answer has room for at once; more is no mistake, but slower.
+const HEADERS: usize = 12;
+
 /// An answer of the registry.
-pub type Response = hyper::Response<Body>;
+pub struct Response {
+    /// Its status: 200, unless it is changed.
+    pub status: StatusCode,
+    /// Its headers, but for those that every answer has.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Body,
+    /// Where its content comes from, if it has any.
+    pub source: Option<Source>,
+}
+
+impl Response {
+    /// An answer with this body.
+    pub fn new(body: Body) -> Self {
+        let headers = HeaderMap::with_capacity(HEADERS);
+        Self { status: StatusCode::OK, headers, body, source: None }
+    }
+}
 
 /// The digest of what is answered with.
 pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -59,10 +80,32 @@ pub struct Conditions {
     if_none_match: Option<String>,
 }
 
+/// The headers that name content: its digest, and the ETag that is made of it.
+#[derive(Clone, Debug)]
+pub struct Names {
+    digest: HeaderValue,
+    etag: HeaderValue,
+}
+
+impl Names {
+    /// Those of a digest.
+    pub fn of(digest: &Digest) -> Self {
+        let etag = Bytes::from(format!("\"{digest}\""));
+        let digest = etag.slice(1..etag.len() - 1);
+        let [digest, etag] = [digest, etag].map(|text| {
+            // Nothing but digits, letters and quotes.
+            HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static(""))
+        });
+        Self { digest, etag }
+    }
+}
+
 /// Content to answer with.
 pub struct Representation<'a> {
-    /// Its digest, of which the ETag is made.
+    /// Its digest.
     pub digest: &'a Digest,
+    /// What it is called in headers.
+    pub names: Names,
     /// Its media type.
     pub media_type: HeaderValue,
     /// Its length, when it is known.
@@ -97,26 +140,26 @@ impl Conditions {
         content: &Representation<'_>,
         mut body: impl FnMut(Option<Range<u64>>) -> Body,
     ) -> Result<Response, Error> {
-        let etag = format!("\"{}\"", content.digest);
+        let etag = content.names.etag.to_str().unwrap_or_default();
         // In the order of RFC 9110, section 13.2.2. A strong comparison: a weak tag is no match.
         if self.if_match.as_ref().is_some_and(|tags| !list(tags).any(|t| t == "*" || t == etag)) {
             return Err(Error::Precondition(content.digest.clone()));
         }
         let mut response = Response::new(Body::empty());
-        response.extensions_mut().insert(content.source);
-        let headers = response.headers_mut();
-        headers.insert(header::ETAG, ascii(&etag));
-        headers.insert(CONTENT_DIGEST, ascii(&content.digest.to_string()));
+        response.source = Some(content.source);
+        let headers = &mut response.headers;
+        headers.insert(header::ETAG, content.names.etag.clone());
+        headers.insert(CONTENT_DIGEST, content.names.digest.clone());
         if content.is_blob {
             headers.insert(header::CACHE_CONTROL, FOREVER);
             headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         }
-        if self.if_none_match.as_ref().is_some_and(|tags| names(tags, &etag)) {
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        if self.if_none_match.as_ref().is_some_and(|tags| names(tags, etag)) {
+            response.status = StatusCode::NOT_MODIFIED;
             return Ok(response);
         }
         let ranged = content.size_bytes.filter(|_| content.is_blob);
-        let (media_type, length, body) = match ranged.map(|size| (size, self.select(&etag, size))) {
+        let (media_type, length, body) = match ranged.map(|size| (size, self.select(etag, size))) {
             None | Some((_, Selection::Whole)) => {
                 let whole = content.size_bytes.map(|size_bytes| 0..size_bytes);
                 let body = if self.is_head { Body::empty() } else { body(whole) };
@@ -124,10 +167,10 @@ impl Conditions {
             }
             Some((size_bytes, Selection::Unsatisfiable)) => return Err(Error::Range(size_bytes)),
             Some((size_bytes, Selection::Parts(parts))) => {
-                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                response.status = StatusCode::PARTIAL_CONTENT;
                 if let [part] = &parts[..] {
                     let text = content_range(part, size_bytes);
-                    response.headers_mut().insert(header::CONTENT_RANGE, ascii(&text));
+                    response.headers.insert(header::CONTENT_RANGE, ascii(&text));
                     let length = part.end - part.start;
                     (content.media_type.clone(), Some(length), body(Some(part.clone())))
                 } else {
@@ -135,10 +178,10 @@ impl Conditions {
                 }
             }
         };
-        let headers = response.headers_mut();
+        let headers = &mut response.headers;
         headers.insert(header::CONTENT_TYPE, media_type);
         headers.extend(length.map(|length| (header::CONTENT_LENGTH, length.into())));
-        *response.body_mut() = body;
+        response.body = body;
         Ok(response)
     }
 

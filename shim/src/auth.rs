@@ -133,7 +133,7 @@ impl Auth {
     ) -> Result<Grant, Error> {
         match (self, need) {
             (_, Need::Nothing) | (Self::Open, _) => {}
-            (Self::Htpasswd(htpasswd), _) => htpasswd.check(client.headers).await?,
+            (Self::Htpasswd(htpasswd), _) => Box::pin(htpasswd.check(client.headers)).await?,
             (Self::Token(token), need) => token.check(client, need)?,
             (Self::Upstream(upstream), Need::Login) => return upstream.check_login(client),
             (Self::Upstream(upstream), Need::Catalog) => {
@@ -142,7 +142,8 @@ impl Auth {
             (Self::Upstream(upstream), Need::Pull { repository, probe }) => {
                 // A name that no upstream has is told to nobody as anything else is.
                 let through = through.ok_or_else(|| Error::Registry(repository.clone()))?;
-                return upstream.check(client, through, repository, &probe.to_string()).await;
+                let probe = probe.to_string();
+                return Box::pin(upstream.check(client, through, repository, &probe)).await;
             }
         }
         Ok(Grant::Own)

@@ -7,7 +7,7 @@ use hyper::header::HeaderValue;
 use larder_layout::{Digest, Membership, Repository};
 
 use crate::{
-    answer::{Conditions, Representation, Response, Source},
+    answer::{Conditions, Names, Representation, Response, Source},
     body::Body,
     content::{Blob, Content, Opened, OpenedMember},
     error::Error,
@@ -119,5 +119,6 @@ async fn head(
 
 fn representation(digest: &Digest, size_bytes: Option<u64>, source: Source) -> Representation<'_> {
     let media_type = HeaderValue::from_static("application/octet-stream");
-    Representation { digest, media_type, size_bytes, is_blob: true, source }
+    let names = Names::of(digest);
+    Representation { digest, names, media_type, size_bytes, is_blob: true, source }
 }

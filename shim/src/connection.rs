@@ -116,8 +116,7 @@ impl Connection {
             let (registry, outbox) = (Arc::clone(&registry), outbox.clone());
             let pulse = Arc::clone(&of_requests);
             async move {
-                let answer = registry.answer(request, client, outbox.as_ref(), &pulse);
-                Ok::<_, Infallible>(answer.await)
+                Ok::<_, Infallible>(registry.answer(request, client, outbox.as_ref(), &pulse).await)
             }
         });
         let stopped = async { pulse.stopped(|| socket.taken_bytes()).await };

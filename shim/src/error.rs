@@ -186,10 +186,10 @@ impl From<Error> for Response {
             "errors": [{ "code": code, "message": error.to_string(), "detail": detail }]
         });
         let mut response = Self::new(Body::Memory(body.to_string().into()));
-        *response.status_mut() = status;
+        response.status = status;
         let content_type = HeaderValue::from_static("application/json");
-        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        response.headers_mut().extend(error.header());
+        response.headers.insert(header::CONTENT_TYPE, content_type);
+        response.headers.extend(error.header());
         response
     }
 }

@@ -12,7 +12,7 @@ use larder_layout::{Algorithm, Digest, Link, Membership, Reference, Repository, 
 use tokio::time::sleep;
 
 use crate::{
-    answer::{Conditions, Representation, Response, Source},
+    answer::{Conditions, Names, Representation, Response, Source},
     body::Body,
     content::Content,
     error::Error,
@@ -38,6 +38,7 @@ const DEPTH_MAX: usize = 64;
 pub struct Manifest {
     /// Its digest.
     pub digest: Digest,
+    names: Names,
     media_type: HeaderValue,
     /// All of it.
     pub content: Bytes,
@@ -48,7 +49,8 @@ pub struct Manifest {
 impl Manifest {
     /// A manifest that has been checked.
     pub fn new(digest: Digest, content: Bytes, source: Source) -> Self {
-        Self { digest, media_type: media_type::of(&content), content, source }
+        let (names, media_type) = (Names::of(&digest), media_type::of(&content));
+        Self { digest, names, media_type, content, source }
     }
 }
 
@@ -84,14 +86,14 @@ pub async fn answer(
             by_digest(kept, through, repository, digest, conditions.is_head).await?
         }
         (Reference::Tag(tag), Some(through)) => {
-            by_tag(kept, through, repository, tag, conditions.is_head).await?
+            Box::pin(by_tag(kept, through, repository, tag, conditions.is_head)).await?
         }
     };
     match found {
         Found::Manifest(manifest) => with_manifest(manifest, conditions),
         Found::Stale(manifest, age) => {
             let mut response = with_manifest(manifest, conditions)?;
-            let headers = response.headers_mut();
+            let headers = &mut response.headers;
             headers.insert(header::AGE, age.as_secs().into());
             headers.insert(header::WARNING, REVALIDATION_FAILED);
             Ok(response)
@@ -99,6 +101,7 @@ pub async fn answer(
         Found::Head(digest, head) => {
             let representation = Representation {
                 digest: &digest,
+                names: Names::of(&digest),
                 media_type: head.media_type.unwrap_or(media_type::UNKNOWN),
                 size_bytes: head.size_bytes,
                 is_blob: false,
@@ -110,9 +113,10 @@ pub async fn answer(
 }
 
 fn with_manifest(manifest: Manifest, conditions: &Conditions) -> Result<Response, Error> {
-    let Manifest { digest, media_type, content, source } = manifest;
+    let Manifest { digest, names, media_type, content, source } = manifest;
     let representation = Representation {
         digest: &digest,
+        names,
         media_type,
         size_bytes: Some(content.len() as u64),
         is_blob: false,
@@ -133,9 +137,10 @@ async fn by_digest(
     }
     let reference = Reference::Digest(digest.clone());
     if !is_head {
-        return fetch(kept, through, repository, reference).await.map(Found::Manifest);
+        let fetched = Box::pin(fetch(kept, through, repository, reference)).await;
+        return fetched.map(Found::Manifest);
     }
-    let head = through.upstream.head_manifest(&repository, &reference).await;
+    let head = Box::pin(through.upstream.head_manifest(&repository, &reference)).await;
     let unknown = Error::Manifest(digest.to_string());
     let head = head.map_err(|error| Error::from_upstream(error, unknown))?;
     Ok(Found::Head(digest, head))

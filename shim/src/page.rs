@@ -54,8 +54,8 @@ impl Page {
     ) -> Response {
         body.insert(key.to_owned(), names.iter().map(T::to_string).collect());
         let mut response = Response::new(Body::Memory(Value::Object(body).to_string().into()));
-        response.extensions_mut().insert(source);
-        let headers = response.headers_mut();
+        response.source = Some(source);
+        let headers = &mut response.headers;
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(last) = names.last().filter(|_| is_cut) {
             let mut query = Serializer::new(String::new());

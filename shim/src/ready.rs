@@ -54,6 +54,6 @@ impl Readiness {
 
 fn not_ready(reason: &str) -> Response {
     let mut response = text("text/plain", format!("not ready: {reason}").into());
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.status = StatusCode::SERVICE_UNAVAILABLE;
     response
 }

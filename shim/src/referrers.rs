@@ -67,8 +67,8 @@ pub async fn answer(
         manifests.retain(|descriptor| descriptor.get("artifactType") == Some(&json!(wanted)));
     }
     let mut response = Response::new(Body::Memory(index_of(manifests)));
-    response.extensions_mut().insert(source);
-    let headers = response.headers_mut();
+    response.source = Some(source);
+    let headers = &mut response.headers;
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(INDEX));
     if wanted.is_some() {
         headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));

@@ -29,6 +29,7 @@ use tracing::Instrument;
 
 use crate::{
     access::{Followed, Line},
+    answer,
     auth::{Auth, AuthMistake},
     body::Outgoing,
     connection::{Connection, Security},
@@ -180,17 +181,19 @@ impl Registry {
     ) -> Response<Followed> {
         let _awaited = pulse.request();
         let line = Line::of(&request, client);
-        let answer = self.shim.answer(&request).instrument(line.span());
-        let mut response = answer.await.unwrap_or_else(Into::into);
+        // Awaited where it is made: a future that has a name first is in memory twice.
+        let answer = self.shim.answer(&request).instrument(line.span()).await;
+        let answer = answer.unwrap_or_else(answer::Response::from);
+        let mut response = Response::new(answer.body.send(outbox, self.shim.content.calls()));
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = answer.headers;
         for (name, value) in &self.headers {
             response.headers_mut().append(name, value.clone());
         }
-        let calls = self.shim.content.calls();
-        let mut response = response.map(|body| body.send(outbox, calls));
         if request.method() == Method::HEAD {
             leave_body_out(&mut response);
         }
-        line.follow(response, Arc::clone(pulse))
+        line.follow(response, answer.source, Arc::clone(pulse))
     }
 }
 

@@ -71,7 +71,9 @@ impl Digest {
     /// [`DigestError::Format`] when `hex` has the wrong length or a digit out of `0-9a-f`.
     pub fn new(algorithm: Algorithm, hex: &str) -> Result<Self, DigestError> {
         let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-        if hex.len() != algorithm.hex_len() || !hex.bytes().all(is_hex) {
+        // All of them, whatever the first is: the processor then looks at many at once.
+        let are_hex = hex.bytes().fold(true, |all, byte| all & is_hex(byte));
+        if hex.len() != algorithm.hex_len() || !are_hex {
             return Err(DigestError::Format(format!("{}:{hex}", algorithm.as_str())));
         }
         Ok(Self { algorithm, hex: hex.into() })
@@ -97,7 +99,9 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.as_str(), self.hex)
+        f.write_str(self.algorithm.as_str())?;
+        f.write_str(":")?;
+        f.write_str(&self.hex)
     }
 }
 

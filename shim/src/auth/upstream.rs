@@ -226,7 +226,7 @@ impl ByUpstream {
             "token": token, "access_token": token, "expires_in": lifetime_s
         });
         let mut response = Response::new(Body::Memory(grant.to_string().into()));
-        let headers = response.headers_mut();
+        let headers = &mut response.headers;
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         Ok(response)

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use larder_layout::{Digest, Link, Membership, Reference, Repository};
+use larder_layout::{Digest, Link, Membership, Reference, Repository, Tag};
 use lru::LruCache;
 
 use super::{Manifest, check};
@@ -57,13 +57,15 @@ impl Kept {
     ) -> io::Result<Option<Manifest>> {
         match reference {
             Reference::Digest(digest) => self.member(repository, digest).await,
-            Reference::Tag(tag) => {
-                let link = Link::Tag(repository.clone(), tag.clone());
-                match self.content.link(link).await? {
-                    Some(digest) => self.read(repository, &digest).await,
-                    None => Ok(None),
-                }
-            }
+            Reference::Tag(tag) => Box::pin(self.named(repository, tag)).await,
+        }
+    }
+
+    /// The manifest that a tag names in the directory.
+    async fn named(&self, repository: &Repository, tag: &Tag) -> io::Result<Option<Manifest>> {
+        match self.content.link(Link::Tag(repository.clone(), tag.clone())).await? {
+            Some(digest) => self.read(repository, &digest).await,
+            None => Ok(None),
         }
     }
 
@@ -79,6 +81,14 @@ impl Kept {
         if let Some(manifest) = self.lock().find(repository, digest) {
             return Ok(Some(manifest));
         }
+        Box::pin(self.look_up(repository, digest)).await
+    }
+
+    async fn look_up(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> io::Result<Option<Manifest>> {
         if !self.content.is_member(repository, &[Membership::Manifest], digest).await? {
             return Ok(None);
         }
