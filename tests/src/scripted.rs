@@ -17,6 +17,7 @@ use larder_layout::Digest;
 use crate::{Blob, Image, Sandbox};
 
 const WRITE_BYTES: usize = 64 << 10;
+const SLOW_PAUSE: Duration = Duration::from_millis(8);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is wrong with the body of a blob.
@@ -26,6 +27,8 @@ pub enum Fault {
     WrongByte,
     /// After so many bytes nothing more comes until the fault is healed.
     PauseAfter(usize),
+    /// Each connection rests before each 64 KiB, and has less than 8 MiB/s.
+    Slow,
 }
 
 /// A registry in this process. It serves what it was given, and counts.
@@ -47,6 +50,7 @@ struct Script {
     contents: HashMap<String, Blob>,
     faults: HashMap<Digest, Fault>,
     gets: HashMap<Digest, usize>,
+    parts: HashMap<Digest, usize>,
 }
 
 impl ScriptedUpstream {
@@ -85,10 +89,15 @@ impl ScriptedUpstream {
         self.shared.healed.notify_all();
     }
 
-    /// How often this content was asked for with GET, from somewhere up to its end: a slow machine
-    /// may have fetched parts of it besides.
+    /// How often this content was asked for with GET, from somewhere up to its end.
     pub fn gets(&self, digest: &Digest) -> usize {
         self.shared.script().gets.get(digest).copied().unwrap_or_default()
+    }
+
+    /// How many parts of this content were asked for besides, as they are of what comes slowly, be it
+    /// the machine's fault.
+    pub fn parts(&self, digest: &Digest) -> usize {
+        self.shared.script().parts.get(digest).copied().unwrap_or_default()
     }
 
     /// `http://` and its address.
@@ -176,8 +185,9 @@ fn answer(
     let (blob, fault) = {
         let mut script = shared.script();
         let blob = script.contents.get(path).cloned();
-        if let Some(blob) = blob.as_ref().filter(|_| method == "GET" && last.is_none()) {
-            *script.gets.entry(blob.digest.clone()).or_default() += 1;
+        if let Some(blob) = blob.as_ref().filter(|_| method == "GET") {
+            let counts = if last.is_none() { &mut script.gets } else { &mut script.parts };
+            *counts.entry(blob.digest.clone()).or_default() += 1;
         }
         let fault = blob.as_ref().and_then(|blob| script.faults.get(&blob.digest).copied());
         (blob, fault)
@@ -208,6 +218,9 @@ fn answer(
     let mut sent = offset;
     for chunk in body.chunks(WRITE_BYTES) {
         shared.wait_while_paused(&digest, sent);
+        if fault == Some(Fault::Slow) {
+            thread::sleep(SLOW_PAUSE);
+        }
         stream.write_all(chunk)?;
         sent += chunk.len();
     }

@@ -1,12 +1,13 @@
 //! What a node does with its upstream.
 
-use std::{sync::Barrier, thread};
+use std::{sync::Barrier, thread, time::Duration};
 
 use larder_tests::{
     Blob, Download, Fault, Format, Image, Node, Sandbox, ScriptedUpstream, Storage, blobs_in,
-    random_bytes, scenario::wait_until_cached,
+    random_bytes, scenario::wait_until_cached, until,
 };
 
+const TIMEOUT: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 64;
 const LARGE_BLOB_BYTES: usize = 64 << 20;
 
@@ -42,6 +43,22 @@ fn a_cold_blob_for_64_clients_is_fetched_once() {
         }
     });
     assert_eq!(upstream.gets(&blob.digest), 1, "GETs at the upstream");
+}
+
+#[test]
+fn a_slow_blob_is_fetched_in_parts_through_the_mount() {
+    let Some(sandbox) = Sandbox::enter(&Node::NEEDS) else { return };
+    let image = Image::new(Format::Oci);
+    let upstream = ScriptedUpstream::start(&sandbox, &image);
+    let blob = Blob::new("application/octet-stream", random_bytes(LARGE_BLOB_BYTES / 2));
+    upstream.add(&image.repository, &blob);
+    upstream.spoil(&blob.digest, Fault::Slow);
+    let storage = Storage::Directory(sandbox.directory("storage"));
+    let nodes = ["a", "b"].map(|name| Node::start(&sandbox, name, &storage, Some(&upstream.url())));
+    let read = nodes[0].registry().blob(&image.repository, &blob.digest);
+    assert_eq!(read.expect("all of the blob"), blob.bytes.len() as u64);
+    until("the blob on the other node", TIMEOUT, || nodes[1].check_blob(&blob.digest).ok());
+    assert_eq!((upstream.gets(&blob.digest), upstream.parts(&blob.digest)), (1, 3));
 }
 
 // "1. Bytes served under a digest hash to it, or the transfer ends in an error."

@@ -1,19 +1,25 @@
 //! Parts of a blob that are fetched ahead, each over a connection of its own.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use larder_layout::{Digest, Repository};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, timeout_at},
+};
 use tracing::Instrument;
 
 use super::Pull;
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{Download, Upstream, UpstreamError};
 
 /// How long a part is. It is in memory until all before it has come.
 pub(super) const PART_BYTES: u64 = 8 << 20;
 /// How many a transfer fetches ahead at once.
 const PARTS_MAX: usize = 7;
+/// How much of one is handed on at once, and how long is waited for so much.
+const PIECE_BYTES: usize = 1 << 20;
+const GATHERING: Duration = Duration::from_millis(100);
 
 type Chunk = Result<Bytes, UpstreamError>;
 
@@ -148,11 +154,43 @@ async fn transfer(
         return Err(UpstreamError::Unavailable("it does not send parts".to_owned()));
     }
     let mut left_bytes = range.end - range.start;
+    let mut piece = BytesMut::new();
     while left_bytes > 0 {
-        let Some(mut chunk) = download.chunk().await? else { break };
-        chunk.truncate(usize::try_from(left_bytes).unwrap_or(usize::MAX));
-        left_bytes -= chunk.len() as u64;
-        let _ = sender.send(Ok(chunk));
+        let has_more = gather(&mut download, &mut piece, left_bytes).await;
+        left_bytes -= piece.len() as u64;
+        if !piece.is_empty() {
+            let _ = sender.send(Ok(piece.split().freeze()));
+        }
+        if !has_more? {
+            break;
+        }
     }
     Ok(())
+}
+
+/// Copies what comes until it is a piece, or [`GATHERING`] has passed: what is received is spread over
+/// buffers that may be much larger, and small pieces cost as much as large ones. Tells whether there
+/// may be more.
+async fn gather(
+    download: &mut Download,
+    piece: &mut BytesMut,
+    left_bytes: u64,
+) -> Result<bool, UpstreamError> {
+    let left_bytes = usize::try_from(left_bytes).unwrap_or(usize::MAX);
+    piece.reserve(left_bytes.min(PIECE_BYTES));
+    // Only the wait for the first is as long as it takes an upstream to be late.
+    let Some(mut chunk) = download.chunk().await? else { return Ok(false) };
+    let by = Instant::now() + GATHERING;
+    loop {
+        chunk.truncate(left_bytes - piece.len());
+        piece.extend_from_slice(&chunk);
+        if piece.len() >= left_bytes.min(PIECE_BYTES) {
+            return Ok(true);
+        }
+        let Ok(next) = timeout_at(by, download.chunk()).await else { return Ok(true) };
+        match next? {
+            Some(next) => chunk = next,
+            None => return Ok(false),
+        }
+    }
 }

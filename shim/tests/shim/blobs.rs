@@ -151,6 +151,19 @@ async fn a_broken_connection_is_resumed_where_it_broke() {
     }
 }
 
+/// Guarantee 6: nothing hangs, and every wait has a deadline.
+#[tokio::test]
+async fn an_upstream_that_stalls_is_asked_for_the_rest() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.add_blob("a", &noise(2 * MIB, 6));
+    upstream.allow(MIB as u64);
+    let shim = Shim::start(&upstream).await;
+    let answer = shim.get(&format!("a/blobs/{digest}")).await;
+    eventually("a second GET", || upstream.seen(&Method::GET, "/blobs/").len() == 2).await;
+    upstream.allow(u64::MAX);
+    assert_eq!(check(answer, &digest).await, Ok(()));
+}
+
 #[tokio::test]
 async fn another_upstream_takes_over_when_one_is_gone() {
     let gone = Upstream::start().await;

@@ -110,6 +110,23 @@ async fn a_part_that_does_not_come_is_overtaken_and_those_behind_it_are_used() {
     assert_eq!(upstream.seen(&Method::GET, digest.hex()).len(), 4);
 }
 
+/// Guarantee 6: nothing hangs, and every wait has a deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_that_stall_are_asked_for_again() {
+    let (upstream, elsewhere) = (slow_upstream().await, Upstream::start().await);
+    let content = noise(SIZE_BYTES, 8);
+    let digest = upstream.add_blob("a", &content);
+    elsewhere.add_blob("a", &content);
+    // The first part comes as far as here, and nothing of the others.
+    elsewhere.allow(18 * MIB as u64);
+    let shim = Shim::start(&upstream).await;
+    let answer = shim.get(&format!("a/blobs/{digest}")).await;
+    upstream.script(|script| script.redirect = Some(elsewhere.address.clone()));
+    eventually("three parts", || parts(&elsewhere, digest.hex()).len() == 3).await;
+    upstream.script(|script| script.redirect = None);
+    assert_eq!(check(answer, &digest).await, Ok(()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upstream_that_gives_no_parts_is_read_to_the_end_over_the_one_connection() {
     type Refusal = fn(&mut Script);
