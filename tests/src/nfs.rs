@@ -46,10 +46,10 @@ pub fn run_in_machine(sandbox: &Sandbox, version: &str, disk_bytes: u64, filter:
         .expect("the command of the machine");
     let init = sandbox.file("machine/init", include_str!("nfs-vm.sh"));
 
-    let output = run(kernel(sandbox, version, &host, &disk, &init), MACHINE_TIMEOUT)
-        .expect("the machine ends by itself");
+    let ended = run(kernel(sandbox, version, &host, &disk, &init), MACHINE_TIMEOUT);
+    // A kernel that has halted sometimes does not end; its tests had their say by then.
+    print!("{}", ended.unwrap_or_else(|failure| failure.0));
     let status = fs::read_to_string(host.join("status")).unwrap_or_default();
-    print!("{output}");
     assert_eq!(status.trim(), "0", "the tests in the machine, NFS {version}");
 }
 
