@@ -11,6 +11,10 @@ use object_store::{
 /// How long one request may take from its first byte to its last: a part of 8 MiB on a slow line.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection is kept that nothing is sent over. Servers close theirs, after no less than
+/// 5 s (Apache, Node), and what is sent at that moment is lost. What may be carried out twice is then
+/// sent again; what creates an object if there is none may not, so it would fail.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// The library's own default is ten attempts in three minutes, in which a client gives up.
 const RETRIES_MAX: usize = 3;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(8);
@@ -22,6 +26,7 @@ pub fn client(endpoint: Option<&str>, skip_verify: bool) -> ClientOptions {
     ClientOptions::new()
         .with_timeout(REQUEST_TIMEOUT)
         .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_pool_idle_timeout(IDLE_TIMEOUT)
         .with_allow_http(endpoint.is_some_and(|url| url.starts_with("http://")))
         .with_allow_invalid_certificates(skip_verify)
         .with_config(ClientConfigKey::UserAgent, concat!("larder/", env!("CARGO_PKG_VERSION")))
@@ -75,4 +80,47 @@ pub fn cause(error: &object_store::Error) -> String {
 pub fn element<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = answer.split_once(&format!("<{name}>"))?;
     Some(rest.split_once("</")?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::client::{HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        sync::mpsc,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_sent_over_a_connection_that_was_idle_for_long() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", listener.local_addr().expect("its address"));
+        let (connected, mut connections) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut connection, peer)) = listener.accept().await {
+                connected.send(peer).expect("somebody counts");
+                tokio::spawn(async move {
+                    while connection.read(&mut [0; 4096]).await.is_ok_and(|bytes| bytes > 0) {
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                        connection.write_all(answer).await.expect("an answer is sent");
+                    }
+                });
+            }
+        });
+        let client = ReqwestConnector::default().connect(&client(Some(&url), false));
+        let client = client.expect("a client");
+        let mut opens_a_connection = async || {
+            let mut request = HttpRequest::new(HttpRequestBody::empty());
+            *request.uri_mut() = url.parse().expect("a URL");
+            client.execute(request).await.expect("an answer");
+            connections.try_recv().is_ok()
+        };
+        // The first does, and then one finds what another left.
+        while opens_a_connection().await {}
+        // Only time itself makes a connection idle.
+        tokio::time::sleep(IDLE_TIMEOUT).await;
+        assert!(opens_a_connection().await);
+    }
 }
