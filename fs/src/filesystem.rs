@@ -7,16 +7,17 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
 use larder_config::Fill;
-use larder_layout::{Digest, Directory, Entry, Link, Report, Repository, StagingId};
+use larder_layout::{Digest, Directory, Entry, Lease, Link, Report, Repository, StagingId};
 use lru::LruCache;
 use serde_json::json;
 
 use crate::{
+    attributes::{self, CHANGING, IMMUTABLE, REPOSITORY},
     cache::Cache,
     error::{Error, Result},
     fetch::{Fetches, blocking},
@@ -30,12 +31,8 @@ use crate::{
     xattr,
 };
 
-/// Blobs never change and directories of the contract never go.
-const IMMUTABLE: Duration = Duration::from_hours(24);
-/// A repository may appear, but seldom goes.
-const REPOSITORY: Duration = Duration::from_secs(60);
-/// What another node, or a write that we do not see, may change the next millisecond.
-const CHANGING: Duration = Duration::ZERO;
+pub use crate::attributes::{Attributes, Kind};
+
 /// NAME_MAX, which statvfs(3) tells too.
 pub const NAME_MAX_BYTES: usize = 255;
 /// How many repositories may be made with mkdir(2) before something is published in them.
@@ -54,34 +51,6 @@ pub struct Filesystem {
     made: Mutex<LruCache<Repository, ()>>,
     config: String,
     started: SystemTime,
-}
-
-/// What stat(2) tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributes {
-    /// The inode's number.
-    pub number: u64,
-    /// What it is.
-    pub kind: Kind,
-    /// Its length.
-    pub size_bytes: u64,
-    /// When it was published.
-    pub modified: SystemTime,
-    /// How long the kernel may believe this, and that the name stands for this inode.
-    pub validity: Duration,
-}
-
-/// The type of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A directory.
-    Directory,
-    /// A file that can be read.
-    Published,
-    /// A file in `ingest/`, that can be written.
-    Staged,
-    /// A symbolic link.
-    Symlink,
 }
 
 impl Filesystem {
@@ -132,13 +101,17 @@ impl Filesystem {
                     Some(meta) => meta,
                     None => self.stat_blob(&digest).await?,
                 };
-                blob_attributes(self.inodes.remember_blob(digest, meta), meta)
+                attributes::blob(self.inodes.remember_blob(digest, meta), meta)
             }
             Entry::Link(link) => {
                 let digest = self.links.read(&link).await?;
                 let size_bytes = target_bytes(&link, &digest);
                 let number = self.inodes.remember(Node::Link(link, digest));
                 self.symlink_attributes(number, size_bytes)
+            }
+            Entry::Lease(lease) => {
+                let holder = self.storage.read_lease(&lease).await?;
+                self.lease_attributes(lease, holder)
             }
             Entry::Staged(id) => match self.ingest.get(&id).ok_or(Error::NotFound)? {
                 Staged::File(file) => self.staged_attributes(id, file)?,
@@ -176,11 +149,12 @@ impl Filesystem {
     pub async fn getattr(&self, number: u64) -> Result<Attributes> {
         match self.inodes.node(number)? {
             Node::Directory(directory) => Ok(self.attributes_of_directory(number, &directory)),
-            Node::Blob(_) => Ok(blob_attributes(number, self.inodes.blob(number)?)),
+            Node::Blob(_) => Ok(attributes::blob(number, self.inodes.blob(number)?)),
             Node::Link(link, digest) => {
                 Ok(self.symlink_attributes(number, target_bytes(&link, &digest)))
             }
-            Node::Staged(_) => staged_file_attributes(number, &*self.inodes.staged(number)?),
+            Node::Lease(_, holder) => Ok(self.symlink_attributes(number, holder.len() as u64)),
+            Node::Staged(_) => attributes::staged_file(number, &*self.inodes.staged(number)?),
             Node::StagedLink(_, digest) => {
                 Ok(self.symlink_attributes(number, staged_target(&digest).as_os_str().len() as u64))
             }
@@ -206,6 +180,7 @@ impl Filesystem {
     pub fn readlink(&self, number: u64) -> Result<PathBuf> {
         match self.inodes.node(number)? {
             Node::Link(link, digest) => Ok(link.target(&digest)),
+            Node::Lease(_, holder) => Ok(holder.into()),
             Node::StagedLink(_, digest) => Ok(staged_target(&digest)),
             Node::Directory(_) | Node::Blob(_) | Node::Staged(_) | Node::Report(_) => {
                 Err(Error::Invalid("not a symbolic link"))
@@ -221,7 +196,9 @@ impl Filesystem {
         match self.inodes.node(number)? {
             Node::Staged(_) => Ok(Opened::Staged(self.inodes.staged(number)?)),
             Node::Directory(_) => Err(Error::IsDirectory),
-            Node::Link(..) | Node::StagedLink(..) => Err(Error::Invalid("a symbolic link")),
+            Node::Link(..) | Node::Lease(..) | Node::StagedLink(..) => {
+                Err(Error::Invalid("a symbolic link"))
+            }
             Node::Blob(_) | Node::Report(_) if for_writing => Err(Error::ReadOnly),
             Node::Blob(digest) => {
                 Opened::blob(&self.fetches, &digest, self.inodes.blob(number)?).await
@@ -277,16 +254,28 @@ impl Filesystem {
         Ok((attributes, Opened::Staged(staged)))
     }
 
-    /// Creates a symlink in `ingest/`, to be published as a tag or a membership.
+    /// Creates a symlink: in `ingest/`, to be published as a tag or a membership, or a lease.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the target is no blob.
-    pub fn symlink(&self, parent: u64, name: &OsStr, target: &Path) -> Result<Attributes> {
-        let Entry::Staged(id) = self.new_name(parent, name)? else { return Err(Error::ReadOnly) };
-        let digest = Link::digest_of_target(target)
-            .ok_or(Error::Invalid("a symlink in ingest/ points to blobs/<algorithm>/<hex>"))?;
-        self.ingest.symlink(&id, digest.clone())?;
-        Ok(self.staged_link_attributes(id, digest))
+    /// [`Error::Exists`] when another node has the lease, [`Error::Invalid`] for a target that has no
+    /// business there.
+    pub async fn symlink(&self, parent: u64, name: &OsStr, target: &Path) -> Result<Attributes> {
+        match self.new_name(parent, name)? {
+            Entry::Staged(id) => {
+                let digest = Link::digest_of_target(target).ok_or(Error::Invalid(
+                    "a symlink in ingest/ points to blobs/<algorithm>/<hex>",
+                ))?;
+                self.ingest.symlink(&id, digest.clone())?;
+                Ok(self.staged_link_attributes(id, digest))
+            }
+            Entry::Lease(lease) => {
+                let holder = target.to_str().filter(|it| it.len() <= Lease::TARGET_MAX_BYTES);
+                let holder = holder.ok_or(Error::Invalid("a lease names its holder, in UTF-8"))?;
+                self.storage.take_lease(&lease, holder).await?;
+                Ok(self.lease_attributes(lease, holder.to_owned()))
+            }
+            _ => Err(Error::ReadOnly),
+        }
     }
 
     /// Makes the directory of a repository. The storage has no directories, so this is a promise
@@ -304,14 +293,19 @@ impl Filesystem {
         Ok(self.directory_attributes(directory))
     }
 
-    /// Removes a name from `ingest/`.
+    /// Removes a name from `ingest/`, or ends a lease.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] for anything published.
     pub async fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
-        let Entry::Staged(id) = self.child(parent, name)? else { return Err(Error::ReadOnly) };
-        self.release_name(&id);
-        self.ingest.remove(&id).await
+        match self.child(parent, name)? {
+            Entry::Staged(id) => {
+                self.release_name(&id);
+                self.ingest.remove(&id).await
+            }
+            Entry::Lease(lease) => self.storage.end_lease(&lease).await,
+            _ => Err(Error::ReadOnly),
+        }
     }
 
     /// Publishes what is staged: a file as a blob, a symlink as a tag or a membership. It returns
@@ -334,7 +328,7 @@ impl Filesystem {
                 self.ingest.remove(&id).await?;
                 self.release_name(&id);
             }
-            (_, Entry::Directory(_) | Entry::Report(_) | Entry::Staged(_)) => {
+            (_, Entry::Directory(_) | Entry::Report(_) | Entry::Staged(_) | Entry::Lease(_)) => {
                 return Err(Error::ReadOnly);
             }
             (Staged::File(_), Entry::Link(_)) | (Staged::Link(_), Entry::Blob(_)) => {
@@ -349,7 +343,7 @@ impl Filesystem {
         match entry {
             Entry::Directory(_) => Kind::Directory,
             Entry::Blob(_) | Entry::Report(_) => Kind::Published,
-            Entry::Link(_) => Kind::Symlink,
+            Entry::Link(_) | Entry::Lease(_) => Kind::Symlink,
             Entry::Staged(id) => match self.ingest.get(id) {
                 Some(Staged::Link(_)) => Kind::Symlink,
                 Some(Staged::File(_)) | None => Kind::Staged,
@@ -465,9 +459,15 @@ impl Filesystem {
         Attributes { number, kind: Kind::Published, size_bytes: 0, modified, validity: CHANGING }
     }
 
+    fn lease_attributes(&self, lease: Lease, holder: String) -> Attributes {
+        let size_bytes = holder.len() as u64;
+        let number = self.inodes.remember(Node::Lease(lease, holder));
+        self.symlink_attributes(number, size_bytes)
+    }
+
     fn staged_attributes(&self, id: StagingId, file: Arc<StagedFile>) -> Result<Attributes> {
         let number = self.inodes.remember_staged(id, Arc::clone(&file));
-        staged_file_attributes(number, &file)
+        attributes::staged_file(number, &file)
     }
 
     fn staged_link_attributes(&self, id: StagingId, digest: Digest) -> Attributes {
@@ -475,18 +475,6 @@ impl Filesystem {
         let number = self.inodes.remember(Node::StagedLink(id, digest));
         self.symlink_attributes(number, size_bytes)
     }
-}
-
-fn blob_attributes(number: u64, meta: BlobMeta) -> Attributes {
-    let BlobMeta { size_bytes, modified } = meta;
-    Attributes { number, kind: Kind::Published, size_bytes, modified, validity: IMMUTABLE }
-}
-
-fn staged_file_attributes(number: u64, staged: &StagedFile) -> Result<Attributes> {
-    let metadata = staged.file.reader().metadata().map_err(|e| Error::disk("stat an ingest", e))?;
-    let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-    let size_bytes = metadata.len();
-    Ok(Attributes { number, kind: Kind::Staged, size_bytes, modified, validity: CHANGING })
 }
 
 fn target_bytes(link: &Link, digest: &Digest) -> u64 {

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use larder_layout::{Digest, Directory, Link, Report, StagingId};
+use larder_layout::{Digest, Directory, Lease, Link, Report, StagingId};
 
 use crate::{
     error::{Error, Result},
@@ -28,6 +28,8 @@ pub enum Node {
     Blob(Digest),
     /// A published link and its target.
     Link(Link, Digest),
+    /// A lease and its holder.
+    Lease(Lease, String),
     /// A file in `ingest/`.
     Staged(StagingId),
     /// A symlink in `ingest/` and its target.

@@ -3,6 +3,7 @@
 //! A request goes from [`fuse`] (decode, reply) to [`filesystem`] (what each name is) and from
 //! there to [`cache`], [`fetch`], [`ingest`] or [`links`], all over [`store`]. [`check`] tells an operator whether a storage is fit for it.
 
+pub mod attributes;
 pub mod cache;
 pub mod check;
 pub mod error;

@@ -66,8 +66,8 @@ impl Listings {
     async fn names(&self, directory: &Directory) -> Result<Vec<String>> {
         let algorithms = || owned(Algorithm::ALL.map(Algorithm::as_str));
         match directory {
-            Directory::Root => Ok(owned(["blobs", "repositories", "ingest", ".larder"])),
-            Directory::Blobs | Directory::Members(..) => Ok(algorithms()),
+            Directory::Root => Ok(owned(["blobs", "repositories", "leases", "ingest", ".larder"])),
+            Directory::Blobs | Directory::Leases | Directory::Members(..) => Ok(algorithms()),
             Directory::BlobsOf(_) => Ok(Vec::new()),
             Directory::Repositories => self.storage.list_repositories(None).await,
             Directory::Repository(repository) => {
@@ -84,6 +84,7 @@ impl Listings {
             Directory::MembersOf(repository, membership, algorithm) => {
                 self.storage.list_members(repository, *membership, *algorithm).await
             }
+            Directory::LeasesOf(algorithm) => self.storage.list_leases(*algorithm).await,
             Directory::Ingest => Ok(self.ingest.ids().iter().map(ToString::to_string).collect()),
             Directory::Reports => Ok(owned(Report::ALL.map(Report::as_str))),
         }

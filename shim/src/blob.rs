@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     lasting::Lasting,
     outbox::FileRange,
-    pull::Pull,
+    pull::{Pull, Pulls},
     shim::PullThrough,
 };
 
@@ -45,6 +45,22 @@ pub async fn answer(
         return head(through, repository, digest, conditions).await;
     }
     let pull = through.pulls.join(&through.upstream, repository, digest).await?;
+    from_pull(&pull, digest, conditions)
+}
+
+/// Answers another node that has read in the lease of a blob what to show.
+///
+/// # Errors
+/// No pull that runs here has this lease, or its upstream gives no such blob.
+pub async fn answer_node(
+    mut pulls: impl Iterator<Item = &Pulls>,
+    shown: &str,
+    digest: &Digest,
+    conditions: &Conditions,
+) -> Result<Response, Error> {
+    let pull = pulls.find_map(|pulls| pulls.leased(digest, shown));
+    let pull = pull.ok_or_else(|| Error::Blob(digest.clone()))?;
+    pull.begun().await?;
     from_pull(&pull, digest, conditions)
 }
 

@@ -4,6 +4,7 @@
 //! costs a request its patience and never this process its threads. A name that is missing is a
 //! miss; every other error means that the storage is in trouble, and the shim goes on without it.
 
+mod leases;
 mod leftovers;
 mod listing;
 pub mod place;
@@ -146,6 +147,7 @@ impl Content {
                     _ => {}
                 }
             }
+            leases::prepare(root);
             leftovers::sweep(&root.join(Entry::Directory(Directory::Ingest).path()))
         })
         .await
@@ -269,14 +271,18 @@ impl Content {
         self.call(NAME_DEADLINE, is_member(repository, memberships, digest)).await
     }
 
-    /// Creates an empty file in `ingest/`, whose name tells the blob that it will be: so a mount
-    /// sends a large one on while it comes.
+    /// Creates an empty file in `ingest/`. Where its name tells the blob that it will be, a mount sends
+    /// a large one on while it comes.
     ///
     /// # Errors
     /// The storage is in trouble.
-    pub async fn stage(&self, digest: &Digest) -> io::Result<Staged> {
+    pub async fn stage(&self, sent_as: Option<&Digest>) -> io::Result<Staged> {
         let name = self.shared.staging_name();
-        let id = StagingId::of_blob(&name, digest).map_err(io::Error::other)?;
+        let id = match sent_as {
+            Some(digest) => StagingId::of_blob(&name, digest),
+            None => name.parse(),
+        };
+        let id = id.map_err(io::Error::other)?;
         self.call(NAME_DEADLINE, move |root| {
             let path = root.join(Entry::Staged(id.clone()).path());
             let writer = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path)?;
@@ -328,7 +334,7 @@ impl Content {
     /// # Errors
     /// The storage is in trouble.
     pub async fn publish_all(&self, content: Bytes, digest: &Digest) -> io::Result<()> {
-        let staged = self.stage(digest).await?;
+        let staged = self.stage(Some(digest)).await?;
         let size_bytes = content.len() as u64;
         let writer = staged.writer()?;
         if let Err(error) = self.calls().write(writer, 0, content).await {

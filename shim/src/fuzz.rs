@@ -3,7 +3,7 @@
 //! Each function panics when it does not. `fuzz/` gives them to a fuzzer, and the tests give them the
 //! corpus that is kept there and random texts, on every run.
 
-use larder_layout::{Entry, Link, Membership, Reference};
+use larder_layout::{Entry, Lease, Link, Membership, Reference};
 
 use crate::{
     range::{self, Selection},
@@ -17,6 +17,10 @@ pub fn path(path: &str) {
     let Ok(route) = Route::parse(path) else { return };
     let (spelling, entry) = match route {
         Route::Health | Route::Ready | Route::Token | Route::Base | Route::Catalog => return,
+        Route::Lease(digest) => {
+            let spelling = format!("/leases/{digest}");
+            (spelling, Entry::Lease(Lease { digest, turn: 0 }))
+        }
         Route::Manifest(name, reference) => {
             let spelling = format!("/v2/{name}/manifests/{reference}");
             let link = match reference {

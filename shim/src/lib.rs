@@ -22,6 +22,7 @@ mod lasting;
 mod manifest;
 mod metrics;
 mod multipart;
+mod node;
 mod outbox;
 mod page;
 mod pull;

@@ -53,6 +53,7 @@ struct Metrics {
     errors: Family<OfCode, Counter>,
     upstream_requests: Family<OfOutcome, Counter>,
     upstream_bytes: Family<OfUpstream, Counter>,
+    followed_bytes: Counter,
     saved: Counter,
     continued: Counter,
     pulls: Gauge,
@@ -68,6 +69,7 @@ impl Metrics {
             errors: Family::default(),
             upstream_requests: Family::default(),
             upstream_bytes: Family::default(),
+            followed_bytes: Counter::default(),
             saved: Counter::default(),
             continued: Counter::default(),
             pulls: Gauge::default(),
@@ -105,6 +107,12 @@ impl Metrics {
             "What upstreams sent of blobs, by host",
             Unit::Bytes,
             metrics.upstream_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "followed",
+            "What other nodes sent of blobs that they were pulling",
+            Unit::Bytes,
+            metrics.followed_bytes.clone(),
         );
         registry.register(
             "upstream_requests_saved",
@@ -159,6 +167,11 @@ pub fn asked_upstream(host: &str, outcome: &'static str) {
 pub fn received(host: &str, size_bytes: u64) {
     let of_upstream = OfUpstream { upstream: host.to_owned() };
     METRICS.upstream_bytes.get_or_create(&of_upstream).inc_by(size_bytes);
+}
+
+/// Another node sent some of a blob.
+pub fn followed(size_bytes: u64) {
+    METRICS.followed_bytes.inc_by(size_bytes);
 }
 
 /// An upstream need not be asked for content.

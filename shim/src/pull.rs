@@ -6,6 +6,7 @@
 //! the file being read ([`recent`]). The watermark always lags behind by what came last, so content
 //! that turns out to be wrong ends as a cut transfer.
 
+mod lease;
 mod parts;
 mod readers;
 mod recent;
@@ -23,8 +24,15 @@ use larder_layout::{Digest, Link, Membership, Repository};
 use tokio::sync::{Semaphore, watch};
 use tracing::Instrument;
 
-use self::{readers::Readers, recent::Recent, staging::Staging};
-use crate::{calls::Calls, content::Content, error::Error, metrics, upstream::Upstream};
+use self::{lease::Claim, readers::Readers, recent::Recent, staging::Staging};
+use crate::{
+    calls::Calls,
+    content::{Blob, Content},
+    error::Error,
+    metrics,
+    node::{Node, Token},
+    upstream::Upstream,
+};
 
 /// How many pulls may run at once: each holds a connection, a staging file and a buffer.
 const PULLS_MAX: usize = 512;
@@ -41,6 +49,8 @@ pub struct Pulls {
     temporary: Calls,
     /// The places for connections to the upstream, of which slow pulls get several.
     connections: Arc<Semaphore>,
+    /// How other nodes reach this one, if they can.
+    node: Option<Arc<Node>>,
     running: Mutex<HashMap<Digest, Running>>,
     /// How many run, to wait for.
     count: watch::Sender<usize>,
@@ -52,6 +62,8 @@ struct Running {
     repositories: Vec<Repository>,
     /// How many of these have their link.
     linked: usize,
+    /// What other nodes show that may follow it, while this one has the lease.
+    token: Option<Token>,
 }
 
 /// One pull, as its clients see it.
@@ -93,9 +105,10 @@ struct Progress {
 
 impl Pulls {
     /// No pulls yet.
-    pub fn new(content: Content) -> Arc<Self> {
+    pub fn new(content: Content, node: Option<Arc<Node>>) -> Arc<Self> {
         Arc::new(Self {
             content,
+            node,
             temporary: Calls::new("temporary files"),
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             running: Mutex::new(HashMap::new()),
@@ -166,6 +179,23 @@ impl Pulls {
         running.repositories.contains(repository).then(|| Arc::clone(&running.pull))
     }
 
+    /// The pull of a blob whose lease this node has, for another node that has read in it what to show.
+    pub fn leased(&self, digest: &Digest, shown: &str) -> Option<Arc<Pull>> {
+        let running = self.lock();
+        let running = running.get(digest)?;
+        let is_shown = running.token.as_ref().is_some_and(|token| token.is(shown));
+        is_shown.then(|| Arc::clone(&running.pull))
+    }
+
+    /// Says what other nodes have to show.
+    fn show(&self, pull: &Pull, token: Option<Token>) {
+        // Another pull of the same blob may have taken the place since.
+        let is_ours = |running: &&mut Running| std::ptr::eq(&*running.pull, pull);
+        if let Some(running) = self.lock().get_mut(&pull.digest).filter(is_ours) {
+            running.token = token;
+        }
+    }
+
     /// Waits until no pull runs.
     pub async fn finished(&self) {
         // The sender lives as long as `self`, so this cannot fail.
@@ -209,6 +239,7 @@ impl Pulls {
                     pull: Arc::clone(&pull),
                     repositories: vec![repository.clone()],
                     linked: 0,
+                    token: None,
                 });
                 self.count.send_modify(|count| *count += 1);
                 metrics::pulls(1);
@@ -282,10 +313,12 @@ async fn ask(upstream: &Upstream, repository: &Repository, digest: &Digest) -> R
 async fn run(place: Place, upstream: Arc<Upstream>, progress: watch::Sender<Progress>) {
     let (pulls, pull) = (Arc::clone(&place.pulls), Arc::clone(&place.pull));
     let digest = &pull.digest;
-    let staging = match obtain(&pulls, &pull, &upstream, &progress).await {
+    let mut claim = Claim::new(&pulls, &pull);
+    let staging = match obtain(&pulls, &pull, &upstream, &progress, &mut claim).await {
         Ok(staging) => staging,
         Err(error) => {
             tracing::warn!(%digest, repository = %pull.origin, %error, "a pull failed");
+            claim.end().await;
             // Whoever comes after this starts anew, so the place is left before anyone is told.
             drop(place);
             progress.send_modify(|progress| progress.outcome = Some(Err(error)));
@@ -294,15 +327,17 @@ async fn run(place: Place, upstream: Arc<Upstream>, progress: watch::Sender<Prog
     };
     // The last bytes go out at once: publishing may take as long as an upload does.
     progress.send_modify(|progress| progress.outcome = Some(Ok(())));
-    if progress.borrow().stored_bytes.is_some() {
-        return;
+    if progress.borrow().stored_bytes.is_none() {
+        claim.followed_to_its_end().await;
+        let size_bytes = progress.borrow().readable_bytes;
+        match staging.publish(&pulls.content, size_bytes, digest).await {
+            Ok(true) => pulls.link(digest).await,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%digest, %error, "a blob was pulled but not kept"),
+        }
     }
-    let size_bytes = progress.borrow().readable_bytes;
-    match staging.publish(&pulls.content, size_bytes, digest).await {
-        Ok(true) => pulls.link(digest).await,
-        Ok(false) => {}
-        Err(error) => tracing::warn!(%digest, %error, "a blob was pulled but not kept"),
-    }
+    // The blob is there before the lease is gone: who comes then finds one or the other.
+    claim.end().await;
 }
 
 /// Gets the whole blob, checked, into a file.
@@ -311,23 +346,48 @@ async fn obtain(
     pull: &Pull,
     upstream: &Arc<Upstream>,
     progress: &watch::Sender<Progress>,
+    claim: &mut Claim<'_>,
 ) -> Result<Arc<Staging>, Error> {
-    // It may be there by now, or through another repository: then it only takes the upstream's
-    // word that this repository has it too.
+    let mut found = find(pulls, pull).await;
+    let mut followed = None;
+    if found.is_none() {
+        followed = claim.follow(0).await;
+        if claim.is_held() {
+            // Whoever had the lease before has published the blob, unless that failed.
+            found = find(pulls, pull).await;
+        }
+    }
+    // It may be there, or pulled elsewhere, through another repository: so it takes the upstream's word
+    // that this one has it, too.
+    let Some(blob) = found else {
+        if followed.is_some() {
+            match ask(upstream, &pull.origin, &pull.digest).await {
+                Ok(()) => metrics::saved(),
+                Err(_) => {
+                    // What it says to a GET counts: there are those that know no HEAD.
+                    claim.waive();
+                    followed = None;
+                }
+            }
+        }
+        return transfer::run(pulls, pull, upstream, progress, claim, followed).await;
+    };
+    ask(upstream, &pull.origin, &pull.digest).await?;
+    let size_bytes = blob.size_bytes;
+    let staging = Arc::new(Staging::published(&pulls.content, blob));
+    progress.send_modify(|progress| {
+        progress.staging = Some(Arc::clone(&staging));
+        progress.size_bytes = Some(size_bytes);
+        progress.readable_bytes = size_bytes;
+    });
+    Ok(staging)
+}
+
+/// The blob, if the directory has it by now.
+async fn find(pulls: &Pulls, pull: &Pull) -> Option<Blob> {
     let found = match pull.supplier {
         Supplier::Any => pulls.content.open(&pull.digest).await,
         Supplier::NotShared => pulls.content.open_local(&pull.digest).await,
     };
-    if let Ok(Some(blob)) = found {
-        ask(upstream, &pull.origin, &pull.digest).await?;
-        let size_bytes = blob.size_bytes;
-        let staging = Arc::new(Staging::published(&pulls.content, blob));
-        progress.send_modify(|progress| {
-            progress.staging = Some(Arc::clone(&staging));
-            progress.size_bytes = Some(size_bytes);
-            progress.readable_bytes = size_bytes;
-        });
-        return Ok(staging);
-    }
-    transfer::run(pulls, pull, upstream, progress).await
+    found.ok().flatten()
 }

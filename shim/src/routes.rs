@@ -16,6 +16,8 @@ pub enum Route {
     Ready,
     /// `/token`: what clients show instead of their password, under `auth.upstream`.
     Token,
+    /// `/leases/<digest>`: a blob that this node pulls, for the other nodes.
+    Lease(Digest),
     /// `/v2/`: whether this is a registry.
     Base,
     /// `/v2/_catalog`: the repositories.
@@ -44,7 +46,10 @@ impl Route {
             "/token" => return Ok(Self::Token),
             "/v2" | "/v2/" => return Ok(Self::Base),
             "/v2/_catalog" => return Ok(Self::Catalog),
-            _ => path.strip_prefix("/v2/").ok_or_else(unknown)?,
+            _ => match path.strip_prefix("/leases/") {
+                Some(digest) => return Ok(Self::Lease(digest.parse()?)),
+                None => path.strip_prefix("/v2/").ok_or_else(unknown)?,
+            },
         };
         // From the right, because a name may itself end in `/manifests` or `/blobs`.
         let (head, last) = rest.rsplit_once('/').ok_or_else(unknown)?;
@@ -109,6 +114,8 @@ mod tests {
             format!("/v2/a/blobs/sha256%3A{hex}"),
             format!("/v2/a/blobs/../blobs/sha256:{hex}"),
             format!("/v2/{}/tags/list", "a".repeat(256)),
+            format!("/leases/../sha256:{hex}"),
+            "/leases/".to_owned(),
         ] {
             assert!(Route::parse(&path).is_err(), "{path} was taken for a request");
         }

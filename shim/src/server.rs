@@ -34,6 +34,7 @@ use crate::{
     body::Outgoing,
     connection::{Connection, Security},
     content::Content,
+    node::Node,
     outbox::Outbox,
     pulse::Pulse,
     shim::Shim,
@@ -55,7 +56,7 @@ const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api
 /// The registry, ready to be served.
 pub struct Server {
     pub(crate) registry: Arc<Registry>,
-    tls: Option<Reloaded>,
+    tls: Option<Arc<Reloaded>>,
     h2c: bool,
     drain_timeout: Duration,
 }
@@ -96,7 +97,7 @@ impl Server {
     pub async fn new(config: &Config, root: &Path) -> Result<Self, Mistake> {
         let headers = headers(&config.http)?;
         let tls = config.http.tls.clone().map(|tls| Reloaded::new(tls, config.http.http2));
-        let tls = tls.transpose()?;
+        let tls = tls.transpose()?.map(Arc::new);
         let content = Content::new(root);
         match content.prepare().await {
             Ok(()) => {}
@@ -106,7 +107,8 @@ impl Server {
             Err(error) => tracing::warn!(%error, "starting with the directory in trouble"),
         }
         let auth = Auth::new(config.auth.as_ref(), config.http.tls.is_some())?;
-        let shim = Shim::new(content, auth, config)?;
+        let node = Node::new(config, tls.as_ref()).map(Arc::new);
+        let shim = Shim::new(content, auth, config, node)?;
         let registry = Arc::new(Registry { shim, headers });
         let Http { h2c, drain_timeout, .. } = config.http;
         Ok(Self { registry, tls, h2c, drain_timeout })
@@ -137,7 +139,7 @@ impl Server {
                 () = &mut ended => break,
                 Some(_) = connections.join_next() => {}
                 _ = look.tick() => {
-                    self.tls.iter().for_each(Reloaded::refresh);
+                    self.tls.iter().for_each(|tls| tls.refresh());
                     shim.refresh();
                 }
                 accepted = accept(&listener), if has_room => match accepted {

@@ -22,6 +22,7 @@ use crate::{
     flights::Flights,
     freshness::Freshness,
     manifest::{self, Kept, Manifest},
+    node::Node,
     pull::Pulls,
     ready::Readiness,
     referrers::{self, ReferrersFlights},
@@ -86,14 +87,19 @@ impl Shim {
     ///
     /// # Errors
     /// What the configuration says of the upstream cannot work.
-    pub fn new(content: Content, auth: Auth, config: &Config) -> Result<Self, UpstreamMistake> {
+    pub fn new(
+        content: Content,
+        auth: Auth,
+        config: &Config,
+        node: Option<Arc<Node>>,
+    ) -> Result<Self, UpstreamMistake> {
         let (via, mut registries) = (Via::default(), Registries::default());
         let first = via.of(&HeaderMap::new()).unwrap_or(HeaderValue::from_static("1.1 larder"));
         let freshness = Arc::new(Freshness::new(&config.tags));
         for config in &config.upstreams {
             let through = PullThrough {
                 upstream: Arc::new(Upstream::new(config, first.clone())?),
-                pulls: Pulls::new(content.clone()),
+                pulls: Pulls::new(content.clone(), node.clone()),
                 manifests: Flights::new(),
                 tags: Flights::new(),
                 sightings: Arc::default(),
@@ -142,6 +148,11 @@ impl Shim {
             }
             Route::Token => Box::pin(self.auth.token(client, &self.registries)).await,
             Route::Base => Ok(text("application/json", "{}".into())),
+            Route::Lease(digest) => {
+                let shown = bearer(request.headers());
+                let pulls = self.registries.all().iter().map(|through| &*through.pulls);
+                Box::pin(blob::answer_node(pulls, shown, &digest, &conditions)).await
+            }
             Route::Catalog => {
                 let max_entries = self.catalog_max_entries;
                 Box::pin(catalog::answer(&self.content, query, max_entries)).await
@@ -231,7 +242,8 @@ impl Shim {
     fn resolve(&self, route: Route, chooser: Chooser<'_>) -> Result<Route, Error> {
         let resolve = |name| self.registries.resolve(&name, chooser);
         Ok(match route {
-            Route::Health | Route::Ready | Route::Base | Route::Token | Route::Catalog => route,
+            Route::Health | Route::Ready | Route::Base => route,
+            Route::Token | Route::Lease(_) | Route::Catalog => route,
             Route::Manifest(name, reference) => Route::Manifest(resolve(name)?, reference),
             Route::Blob(name, digest) => Route::Blob(resolve(name)?, digest),
             Route::Referrers(name, subject) => Route::Referrers(resolve(name)?, subject),
@@ -243,7 +255,8 @@ impl Shim {
 /// What a client must be allowed for a route: every one is here, so that none is forgotten.
 fn need(route: &Route) -> Need<'_> {
     let (repository, probe) = match route {
-        Route::Health | Route::Ready | Route::Token => return Need::Nothing,
+        // What a node has to show is in the lease, and is looked at with it.
+        Route::Health | Route::Ready | Route::Token | Route::Lease(_) => return Need::Nothing,
         Route::Base => return Need::Login,
         Route::Catalog => return Need::Catalog,
         Route::Manifest(repository, reference) => (repository, Probe::Manifest(reference)),
@@ -253,6 +266,12 @@ fn need(route: &Route) -> Need<'_> {
         Route::Tags(repository) => (repository, Probe::Tags),
     };
     Need::Pull { repository, probe }
+}
+
+/// What the request shows as its bearer token (RFC 6750, section 2.1).
+fn bearer(headers: &HeaderMap) -> &str {
+    let shown = headers.get(header::AUTHORIZATION).and_then(|shown| shown.to_str().ok());
+    shown.and_then(|shown| shown.strip_prefix("Bearer ")).unwrap_or_default()
 }
 
 /// The value of a parameter of the query.

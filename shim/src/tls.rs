@@ -6,6 +6,7 @@ use std::{
 };
 
 use larder_config::{ClientAuth, Tls, TlsVersion};
+use larder_layout::{Algorithm, Digest};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -37,7 +38,13 @@ pub enum TlsMistake {
 pub const HTTP2: &[u8] = b"h2";
 
 /// TLS as the configuration has it, and as the files are now.
-pub struct Reloaded(Watched<TlsAcceptor, TlsMistake>);
+pub struct Reloaded(Watched<Loaded, TlsMistake>);
+
+struct Loaded {
+    acceptor: TlsAcceptor,
+    /// Of the certificate.
+    digest: Digest,
+}
 
 impl Reloaded {
     /// Reads the files. `http2` is offered to clients if it may be.
@@ -52,7 +59,12 @@ impl Reloaded {
 
     /// What takes new connections.
     pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::clone(&self.0.get())
+        self.0.get().acceptor.clone()
+    }
+
+    /// The digest of the certificate that clients are shown.
+    pub fn certificate(&self) -> Digest {
+        self.0.get().digest.clone()
     }
 
     /// Reads the files again if they have changed.
@@ -61,8 +73,10 @@ impl Reloaded {
     }
 }
 
-fn acceptor(config: &Tls, http2: bool) -> Result<TlsAcceptor, TlsMistake> {
+fn acceptor(config: &Tls, http2: bool) -> Result<Loaded, TlsMistake> {
     let chain = certificates(&config.certificate)?;
+    let certificate = chain.first().map_or(&[][..], |certificate| certificate);
+    let digest = Digest::of(Algorithm::Sha256, certificate);
     let key = PrivateKeyDer::from_pem_file(&config.key).map_err(unreadable(&config.key))?;
     let versions: &[_] = match config.minimum_version {
         TlsVersion::Tls12 => &[&TLS13, &TLS12],
@@ -90,7 +104,7 @@ fn acceptor(config: &Tls, http2: bool) -> Result<TlsAcceptor, TlsMistake> {
     if http2 {
         server.alpn_protocols.insert(0, HTTP2.to_vec());
     }
-    Ok(TlsAcceptor::from(Arc::new(server)))
+    Ok(Loaded { acceptor: TlsAcceptor::from(Arc::new(server)), digest })
 }
 
 /// What checks the certificates of clients; `None` where they need none.

@@ -5,6 +5,7 @@ mod credentials;
 mod download;
 mod endpoint;
 mod error;
+mod holder;
 mod lists;
 mod permission;
 mod token;
@@ -35,6 +36,7 @@ pub use self::{
     credentials::Login,
     download::Download,
     error::{UpstreamError, UpstreamMistake},
+    holder::fetch_from,
 };
 use self::{
     credentials::Credentials,
@@ -312,7 +314,7 @@ impl Upstream {
             deadline: BLOB_DEADLINE,
         };
         let (response, endpoint) = self.send(&ask).await?;
-        Download::of(response, endpoint, offset)
+        Download::of(response, Some(endpoint), offset)
     }
 
     /// Sends a request to the URLs in turn, until one of them has an answer. What is in trouble, or

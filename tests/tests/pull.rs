@@ -11,8 +11,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 64;
 const LARGE_BLOB_BYTES: usize = 64 << 20;
 
-// "10. A cold blob asked for by any number of clients on any number of nodes is fetched from the
-// upstream once (while the storage is up)."
+// "10. A cold blob is fetched from the upstream once, however many clients of however many nodes ask
+// for it, while the storage is up and the nodes reach each other."
 
 #[test]
 fn a_cold_blob_for_64_clients_is_fetched_once() {

@@ -63,7 +63,8 @@ fn skopeo_copies_from_two_registries() {
     pulls_from_two_registries(Kind::Skopeo);
 }
 
-// "10. A cold blob is fetched from the upstream once, however many clients of a node ask for it."
+// "10. A cold blob is fetched from the upstream once, however many clients of however many nodes ask
+// for it, while the storage is up and the nodes reach each other."
 // And once through all of a chain of caches, each of which has it then.
 
 #[test]

@@ -11,6 +11,7 @@ mod environment;
 mod findings;
 mod http;
 mod log;
+mod node;
 mod secret;
 mod section;
 mod storage;
@@ -32,6 +33,7 @@ pub use cache::{Cache, CacheSize, Fill};
 pub use findings::Mistakes;
 pub use http::{ClientAuth, Debug, Http, Tls, TlsVersion};
 pub use log::{Formatter, Level, Log};
+pub use node::Node;
 pub use secret::Secret;
 pub use storage::{
     Azure, AzureCredentials, Gcs, KeystoneDomain, KeystoneIdentity, KeystoneScope, Oss, S3,
@@ -58,6 +60,8 @@ pub struct Config {
     pub cache: Cache,
     /// `http:`
     pub http: Http,
+    /// `node:`, Larder's own section.
+    pub node: Node,
     /// `proxy:` or `middleware.registry[name=downstream]`, and `upstreams:`; without any, nothing is
     /// pulled.
     pub upstreams: Vec<Upstream>,
@@ -146,6 +150,7 @@ impl Config {
             storage: storage?,
             cache,
             http,
+            node: Node::read(root),
             upstreams,
             auth,
             catalog_max_entries,

@@ -7,6 +7,7 @@
 //! │   ├── _tags/<tag>                       symlink to the blob of the manifest that the tag names
 //! │   ├── _manifests/<algorithm>/<hex>      symlink: this manifest belongs to this repository
 //! │   └── _layers/<algorithm>/<hex>         symlink: this layer or config belongs to this repository
+//! ├── leases/<algorithm>/<hex>              symlink, of who fetches this blob: created first, it is a lease
 //! ├── ingest/<id>                           private to the writer: stage here, publish by rename
 //! └── .larder/                              read-only reports: stats, config
 //! ```
@@ -20,4 +21,4 @@ mod path;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Mismatch, Verifier};
 pub use name::{NameError, Reference, Repository, StagingId, Tag};
-pub use path::{Directory, Entry, Link, Membership, Report};
+pub use path::{Directory, Entry, Lease, Link, Membership, Report};

@@ -16,6 +16,8 @@ pub enum Entry {
     Blob(Digest),
     /// A symlink below a repository.
     Link(Link),
+    /// `leases/<algorithm>/<hex>`: a symlink that says who fetches a blob.
+    Lease(Lease),
     /// `ingest/<id>`: a file or symlink that is not published yet.
     Staged(StagingId),
     /// `.larder/<name>`: a file that is made up when it is read.
@@ -41,6 +43,10 @@ pub enum Directory {
     Members(Repository, Membership),
     /// `repositories/<name>/_manifests/<algorithm>/` or `_layers/<algorithm>/`
     MembersOf(Repository, Membership, Algorithm),
+    /// `leases/`
+    Leases,
+    /// `leases/<algorithm>/`
+    LeasesOf(Algorithm),
     /// `ingest/`
     Ingest,
     /// `.larder/`
@@ -63,6 +69,19 @@ pub enum Link {
     Tag(Repository, Tag),
     /// `_manifests/<algorithm>/<hex>` or `_layers/<algorithm>/<hex>`: the blob of the same name.
     Member(Repository, Membership, Digest),
+}
+
+/// The right to fetch a blob from its upstream for all nodes: `<hex>`, or `<hex>.<turn>`. Whoever creates
+/// the name with symlink(2), which one alone can, has it, and removes it when it is done.
+///
+/// A node that dies leaves its lease behind. Who finds that out goes on to the next turn, which again one
+/// alone gets: a name that is removed and created anew could be removed by the next to find out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// The blob.
+    pub digest: Digest,
+    /// How many holders before this one have died, at most [`Lease::TURN_MAX`].
+    pub turn: u8,
 }
 
 /// A virtual file.
@@ -126,6 +145,31 @@ impl Link {
     }
 }
 
+impl Lease {
+    /// The last turn. Behind it, there is no lease.
+    pub const TURN_MAX: u8 = 9;
+    /// The longest target of the symlink that is one.
+    pub const TARGET_MAX_BYTES: usize = 1024;
+
+    /// The name in its directory.
+    pub fn name(&self) -> String {
+        match self.turn {
+            0 => self.digest.hex().to_owned(),
+            turn => format!("{}.{turn}", self.digest.hex()),
+        }
+    }
+
+    /// The lease that is called so.
+    pub fn named(algorithm: Algorithm, name: &str) -> Option<Self> {
+        let (hex, turn) = match name.split_once('.') {
+            Some((hex, turn)) => (hex, turn.parse().ok()?),
+            None => (name, 0),
+        };
+        let lease = Self { digest: Digest::new(algorithm, hex).ok()?, turn };
+        (turn <= Self::TURN_MAX && lease.name() == name).then_some(lease)
+    }
+}
+
 impl Directory {
     /// The entry called `name` in this directory, when the contract has such a name. Whether it
     /// exists is another question.
@@ -134,6 +178,7 @@ impl Directory {
             Self::Root => match name {
                 "blobs" => Self::Blobs,
                 "repositories" => Self::Repositories,
+                "leases" => Self::Leases,
                 "ingest" => Self::Ingest,
                 ".larder" => Self::Reports,
                 _ => return None,
@@ -161,6 +206,8 @@ impl Directory {
                 let digest = Digest::new(*algorithm, name).ok()?;
                 return Some(Entry::Link(Link::Member(repository.clone(), *membership, digest)));
             }
+            Self::Leases => Self::LeasesOf(name.parse().ok()?),
+            Self::LeasesOf(algorithm) => return Lease::named(*algorithm, name).map(Entry::Lease),
             Self::Ingest => return Some(Entry::Staged(name.parse().ok()?)),
             Self::Reports => {
                 let mut reports = Report::ALL.into_iter();
@@ -186,6 +233,8 @@ impl Directory {
             Self::MembersOf(repository, membership, algorithm) => {
                 repositories(repository).join(membership.as_str()).join(algorithm.as_str())
             }
+            Self::Leases => "leases".into(),
+            Self::LeasesOf(algorithm) => PathBuf::from("leases").join(algorithm.as_str()),
             Self::Ingest => "ingest".into(),
             Self::Reports => ".larder".into(),
         }
@@ -205,6 +254,9 @@ impl Entry {
                 Directory::MembersOf(repository.clone(), *membership, digest.algorithm())
                     .path()
                     .join(digest.hex())
+            }
+            Self::Lease(lease) => {
+                Directory::LeasesOf(lease.digest.algorithm()).path().join(lease.name())
             }
             Self::Staged(id) => Directory::Ingest.path().join(id.as_str()),
             Self::Report(report) => Directory::Reports.path().join(report.as_str()),
@@ -235,6 +287,8 @@ mod tests {
             "repositories/library/alpine/_tags/3.20".to_owned(),
             format!("repositories/library/alpine/_manifests/sha256/{hex}"),
             format!("repositories/a/b/c/_layers/sha256/{hex}"),
+            format!("leases/sha256/{hex}"),
+            format!("leases/sha512/{hex}{hex}.9"),
             "ingest/1-2.x".to_owned(),
             ".larder/stats".to_owned(),
         ] {
@@ -254,6 +308,9 @@ mod tests {
             "repositories/_tags".to_owned(),
             "repositories/Upper".to_owned(),
             "repositories/a/_uploads".to_owned(),
+            format!("leases/sha256/{hex}.0"),
+            format!("leases/sha256/{hex}.01"),
+            format!("leases/sha256/{hex}.10"),
             "ingest/.hidden".to_owned(),
             ".larder/secrets".to_owned(),
         ] {

@@ -131,8 +131,10 @@ impl fuser::Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let outcome = self.filesystem.symlink(parent.0, name, target);
-        self.answer_entry(req, std::future::ready(outcome), reply);
+        let (filesystem, name, target) =
+            (Arc::clone(&self.filesystem), name.to_owned(), target.to_owned());
+        let operation = async move { filesystem.symlink(parent.0, &name, &target).await };
+        self.answer_entry(req, operation, reply);
     }
 
     fn rename(

@@ -8,7 +8,7 @@
 //! docker/registry/v2/repositories/<name>/_layers/<algorithm>/<hex>/link
 //! ```
 
-use larder_layout::{Algorithm, Digest, Link, Membership, Repository, Tag};
+use larder_layout::{Algorithm, Digest, Lease, Link, Membership, Repository, Tag};
 use object_store::path::Path;
 
 /// The keys of one storage, all below its root directory.
@@ -30,6 +30,21 @@ impl Keys {
     /// The object that is written to see what time it is in the storage.
     pub fn clock(&self) -> Path {
         self.larder.clone().join("clock")
+    }
+
+    /// What all leases lie below.
+    pub fn all_leases(&self) -> Path {
+        self.larder.clone().join("leases")
+    }
+
+    /// What all leases of an algorithm lie below.
+    pub fn leases(&self, algorithm: Algorithm) -> Path {
+        self.all_leases().join(algorithm.as_str())
+    }
+
+    /// The object that says who has a lease.
+    pub fn lease(&self, lease: &Lease) -> Path {
+        self.leases(lease.digest.algorithm()).join(lease.name())
     }
 
     /// The content of a blob.
@@ -111,7 +126,7 @@ mod tests {
     #[test]
     fn keys_are_those_that_distribution_writes() {
         let digest = Digest::of(Algorithm::Sha256, b"");
-        let hex = digest.hex();
+        let hex = digest.hex().to_owned();
         let repository: Repository = "library/alpine".parse().unwrap();
         let tag: Tag = "3.20".parse().unwrap();
         let keys = Keys::new("prefix");
@@ -145,6 +160,9 @@ mod tests {
         ] {
             assert_eq!(keys.digest_of(&foreign), None, "{foreign}");
         }
+        let lease = Lease { digest, turn: 1 };
+        let of_lease = format!("prefix/docker/larder/leases/sha256/{hex}.1");
+        assert_eq!(keys.lease(&lease).as_ref(), of_lease);
         assert_eq!(keys.clock().as_ref(), "prefix/docker/larder/clock");
         assert_eq!(
             Keys::new("").blobs(Algorithm::Sha512).as_ref(),

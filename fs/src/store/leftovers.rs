@@ -54,6 +54,11 @@ pub async fn sweep_hourly(storage: Arc<Storage>) {
                 tracing::warn!("{storage}: cannot remove what killed nodes have left: {e}");
             }
         }
+        match storage.sweep_leases(LEFTOVER_AGE).await {
+            Ok(0) => {}
+            Ok(leases) => tracing::info!("{storage}: ended {leases} leases of killed nodes"),
+            Err(e) => tracing::warn!("{storage}: cannot end leases of killed nodes: {e}"),
+        }
         tokio::time::sleep(SWEEP_INTERVAL).await;
     }
 }

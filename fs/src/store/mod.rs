@@ -9,6 +9,7 @@ mod expiry;
 mod gcs;
 mod http;
 mod keys;
+mod leases;
 mod leftovers;
 mod oss;
 mod s3;

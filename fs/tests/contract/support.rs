@@ -100,6 +100,19 @@ impl ObjectStore for Recorder {
     }
 }
 
+/// The storage that nodes on this store share.
+pub fn storage(store: &Arc<Recorder>) -> Arc<Storage> {
+    Arc::new(Storage::new(Backend {
+        objects: Arc::clone(store) as _,
+        leftovers: None,
+        root_directory: String::new(),
+        part_bytes: PART_BYTES,
+        attributes: ObjectAttributes::new(),
+        mistaken_key: |_| None,
+        endpoint_key: "",
+    }))
+}
+
 /// One node, and the ordinary calls that a program would make on its mount.
 pub struct Node {
     pub filesystem: Filesystem,
@@ -117,17 +130,8 @@ impl Node {
         let config =
             CacheConfig { directory: directory.path().into(), size, ..CacheConfig::default() };
         let cache = Cache::open(&config).unwrap();
-        let storage = Arc::new(Storage::new(Backend {
-            objects: Arc::clone(store) as _,
-            leftovers: None,
-            root_directory: String::new(),
-            part_bytes: PART_BYTES,
-            attributes: ObjectAttributes::new(),
-            mistaken_key: |_| None,
-            endpoint_key: "",
-        }));
         Self {
-            filesystem: Filesystem::new(storage, cache, config.fill, String::new()),
+            filesystem: Filesystem::new(storage(store), cache, config.fill, String::new()),
             _cache: directory,
         }
     }
@@ -217,7 +221,7 @@ impl Node {
         let path = Entry::Link(link.clone()).path();
         self.make_directories(path.parent().unwrap()).await?;
         let (parent, name) = self.parent(Path::new("ingest/l")).await?;
-        self.filesystem.symlink(parent, &name, &link.target(digest))?;
+        self.filesystem.symlink(parent, &name, &link.target(digest)).await?;
         let published = self.rename(Path::new("ingest/l"), &path).await;
         if published.is_err() {
             self.filesystem.unlink(parent, &name).await?;

@@ -255,7 +255,7 @@ impl System for Nodes {
         let node = &mut self.nodes[node];
         let (parent, name) = node.parent(path)?;
         let filesystem = node.filesystem();
-        let attributes = node.run(async { filesystem.symlink(parent, &name, target) })?;
+        let attributes = node.run(filesystem.symlink(parent, &name, target))?;
         node.known.push(attributes.number);
         Ok(())
     }

@@ -42,8 +42,8 @@ mod tests {
         let content = Content::new(root.path());
         content.prepare().await.unwrap();
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        let running = content.stage(&digest).await.unwrap();
-        let abandoned = content.stage(&digest).await.unwrap();
+        let running = content.stage(Some(&digest)).await.unwrap();
+        let abandoned = content.stage(Some(&digest)).await.unwrap();
         let yesterday = SystemTime::now() - LEFTOVER_AGE;
         abandoned.file.set_modified(yesterday).unwrap();
 

@@ -1,5 +1,5 @@
-//! The bytes of a blob in order, from the upstream: resumed where a connection breaks, and over several
-//! connections where one is slow.
+//! The bytes of a blob in order, from the upstream or from the node that has the lease: resumed where a
+//! connection breaks, and over several connections where an upstream's is slow.
 
 use std::{
     sync::Arc,
@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     Pull, Pulls,
+    lease::Claim,
     parts::{PART_BYTES, Part, Parts},
 };
 use crate::{
@@ -40,9 +41,11 @@ const GATHERING: Duration = Duration::from_millis(3);
 /// No blob is larger; an upstream that does not say its length would otherwise never end.
 const BLOB_MAX_BYTES: u64 = 1 << 40;
 
-pub(super) struct Source<'a> {
+pub(super) struct Source<'a, 'c> {
     upstream: &'a Arc<Upstream>,
     pull: &'a Pull,
+    /// Another node may have the lease, and send the blob instead.
+    claim: &'a mut Claim<'c>,
     pub(super) size_bytes: Option<u64>,
     /// How many bytes were handed out.
     received_bytes: u64,
@@ -75,18 +78,24 @@ impl Connection {
     }
 }
 
-impl<'a> Source<'a> {
+impl<'a, 'c> Source<'a, 'c> {
     pub(super) async fn open(
         pulls: &Pulls,
         pull: &'a Pull,
         upstream: &'a Arc<Upstream>,
+        claim: &'a mut Claim<'c>,
+        followed: Option<Download>,
     ) -> Result<Self, Error> {
-        let download = upstream.blob(&pull.origin, &pull.digest, 0, None).await;
+        let download = match followed {
+            Some(followed) => Ok(followed),
+            None => upstream.blob(&pull.origin, &pull.digest, 0, None).await,
+        };
         let unknown = Error::Blob(pull.digest.clone());
         let download = download.map_err(|error| Error::from_upstream(error, unknown))?;
         Ok(Self {
             upstream,
             pull,
+            claim,
             size_bytes: download.size_bytes,
             received_bytes: 0,
             connection: Some(Connection::Whole(download)),
@@ -202,7 +211,10 @@ impl<'a> Source<'a> {
             return Ok(());
         }
         let Pull { origin, digest, .. } = self.pull;
-        let mut download = self.upstream.blob(origin, digest, self.received_bytes, None).await?;
+        let mut download = match self.claim.follow(self.received_bytes).await {
+            Some(followed) => followed,
+            None => self.upstream.blob(origin, digest, self.received_bytes, None).await?,
+        };
         match (self.size_bytes, download.size_bytes) {
             (Some(before), Some(now)) if before != now => {
                 let reason = format!("the blob had {before} bytes and now has {now}");
@@ -231,6 +243,9 @@ impl<'a> Source<'a> {
     /// the parts begin; what is on its way behind that is lost, which is less than a part.
     fn fetch_ahead(&mut self) {
         let Some(size_bytes) = self.size_bytes else { return };
+        if self.claim.is_followed() {
+            return;
+        }
         let begins = self.end.unwrap_or(self.received_bytes + PART_BYTES);
         if self.end.is_none() {
             let fast =

@@ -30,16 +30,17 @@ enum Fate {
 
 impl Staging {
     /// An empty file in the directory, or outside of it when the directory takes none, or full(4) when
-    /// there is room nowhere.
+    /// there is room nowhere. A large blob is sent on to the shared storage while it comes when it is said
+    /// which it is.
     ///
     /// # Errors
     /// There is not even that.
     pub(super) async fn create(
         content: &Content,
         temporary: &Calls,
-        digest: &Digest,
+        sent_as: Option<&Digest>,
     ) -> io::Result<Self> {
-        match content.stage(digest).await {
+        match content.stage(sent_as).await {
             Ok(staged) => Ok(Self {
                 file: Arc::clone(&staged.file),
                 calls: content.calls().clone(),

@@ -15,7 +15,7 @@ impl Pull {
     ///
     /// # Errors
     /// What the upstream said instead.
-    pub(super) async fn begun(&self) -> Result<(), Error> {
+    pub async fn begun(&self) -> Result<(), Error> {
         let mut progress = self.progress.clone();
         let is_begun = |progress: &Progress| match (&progress.outcome, &progress.staging) {
             (None, Some(_)) => progress.size_bytes.unwrap_or(progress.readable_bytes) > 0,
@@ -199,7 +199,7 @@ mod tests {
         let digest = larder_layout::Digest::of(larder_layout::Algorithm::Sha256, b"not empty");
         let content = crate::content::Content::new(std::path::Path::new("/nowhere"));
         let temporary = crate::calls::Calls::new("test");
-        let staging = Staging::create(&content, &temporary, &digest).await.unwrap();
+        let staging = Staging::create(&content, &temporary, Some(&digest)).await.unwrap();
         sender.send_modify(|progress| progress.staging = Some(Arc::new(staging)));
         let (origin, supplier, readers) = ("a".parse().unwrap(), Supplier::Any, Arc::default());
         (sender, Arc::new(Pull { digest, origin, supplier, progress: receiver, readers }))

@@ -6,10 +6,13 @@ use bytes::Bytes;
 use larder_layout::Verifier;
 use tokio::{sync::watch, task::spawn_blocking};
 
-use super::{Progress, Pull, Pulls, source::Source, staging::Staging};
-use crate::{error::Error, upstream::Upstream};
+use super::{Progress, Pull, Pulls, lease::Claim, source::Source, staging::Staging};
+use crate::{
+    error::Error,
+    upstream::{Download, Upstream},
+};
 
-/// Transfers a blob, shows how far it is, and checks it.
+/// Transfers a blob, shows how far it is, and checks it. Another node may have begun to send it.
 ///
 /// # Errors
 /// The upstream gave no such blob, or nothing that is one. Nothing stays staged.
@@ -18,9 +21,13 @@ pub(super) async fn run(
     pull: &Pull,
     upstream: &Arc<Upstream>,
     progress: &watch::Sender<Progress>,
+    claim: &mut Claim<'_>,
+    followed: Option<Download>,
 ) -> Result<Arc<Staging>, Error> {
-    let mut source = Source::open(pulls, pull, upstream).await?;
-    let staging = Staging::create(&pulls.content, &pulls.temporary, &pull.digest).await;
+    // What another node has the lease of, that sends to the shared storage.
+    let sent_as = (!claim.is_followed()).then_some(&pull.digest);
+    let mut source = Source::open(pulls, pull, upstream, claim, followed).await?;
+    let staging = Staging::create(&pulls.content, &pulls.temporary, sent_as).await;
     let unstaged = |error| Error::Storage(format!("a blob can be staged nowhere: {error}"));
     let mut staging = Arc::new(staging.map_err(unstaged)?);
     progress.send_modify(|progress| {
@@ -39,7 +46,7 @@ async fn store(
     pulls: &Pulls,
     pull: &Pull,
     progress: &watch::Sender<Progress>,
-    source: &mut Source<'_>,
+    source: &mut Source<'_, '_>,
     staging: &mut Arc<Staging>,
 ) -> Result<(), Error> {
     let mut verifier = Verifier::new(pull.digest.clone());

@@ -17,7 +17,8 @@ const STALL_DEADLINE: Duration = Duration::from_secs(30);
 /// A blob on its way.
 pub struct Download {
     response: Response,
-    endpoint: Arc<Endpoint>,
+    /// The upstream's URL; without one, it comes from another node.
+    endpoint: Option<Arc<Endpoint>>,
     /// The length of the whole blob, when the upstream says so.
     pub size_bytes: Option<u64>,
     /// The offset of the first byte that comes.
@@ -27,7 +28,7 @@ pub struct Download {
 impl Download {
     pub(super) fn of(
         response: Response,
-        endpoint: Arc<Endpoint>,
+        endpoint: Option<Arc<Endpoint>>,
         asked_offset: u64,
     ) -> Result<Self, UpstreamError> {
         let headers = response.headers();
@@ -53,10 +54,13 @@ impl Download {
         let chunk = timeout(STALL_DEADLINE, self.response.chunk()).await;
         let chunk = chunk.map_err(|_| late("the next byte", STALL_DEADLINE));
         let chunk = chunk.and_then(|chunk| Ok(chunk?));
-        match &chunk {
-            Ok(Some(chunk)) => metrics::received(self.endpoint.url.authority(), chunk.len() as u64),
-            Ok(None) => {}
-            Err(_) => self.endpoint.broke(),
+        match (&chunk, &self.endpoint) {
+            (Ok(Some(chunk)), Some(endpoint)) => {
+                metrics::received(endpoint.url.authority(), chunk.len() as u64);
+            }
+            (Ok(Some(chunk)), None) => metrics::followed(chunk.len() as u64),
+            (Err(_), Some(endpoint)) => endpoint.broke(),
+            (Ok(None), _) | (Err(_), None) => {}
         }
         chunk
     }

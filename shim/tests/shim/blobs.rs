@@ -8,7 +8,8 @@ use crate::support::*;
 
 const MIB: usize = 1 << 20;
 
-/// Guarantee 10: a cold blob asked for by any number of clients is fetched from the upstream once.
+/// "10. A cold blob is fetched from the upstream once, however many clients of however many nodes ask for
+/// it, while the storage is up and the nodes reach each other."
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_clients_of_a_cold_blob_cost_the_upstream_one_get() {
     let upstream = Upstream::start().await;

@@ -88,6 +88,26 @@ async fn status(shim: &Shim, path: &str, authorization: &str) -> StatusCode {
     get(shim, path, authorization).await.0
 }
 
+/// The same while another node pulls it, which is asked by this one and not by its client.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_node_pulls_is_shown_only_to_whom_the_upstream_shows_it() {
+    let scene = Scene::start().await;
+    scene.upstream.allow(0);
+    let nodes = [scene.shim(LONG, Outage::Deny).await, scene.shim(LONG, Outage::Deny).await];
+    let path = format!("alice/app/blobs/{}", scene.secret);
+    let mut answers = Vec::new();
+    for node in &nodes {
+        let headers = [("authorization", &*alice())];
+        answers.push(node.ask(Method::GET, &path, &headers).await);
+        assert_eq!(status(node, &path, &bob()).await, StatusCode::UNAUTHORIZED);
+    }
+    scene.upstream.allow(u64::MAX);
+    for answer in answers {
+        assert_eq!(check(answer, &scene.secret).await, Ok(()));
+    }
+    assert_eq!(scene.upstream.seen(&Method::GET, scene.secret.hex()).len(), 1);
+}
+
 /// "7. A client sees only what `auth:` says that it may, and cannot tell the rest from what does not
 /// exist."
 #[tokio::test]

@@ -11,6 +11,7 @@ mod freshness;
 mod fuzz;
 mod http2;
 mod lasting;
+mod leases;
 mod limits;
 mod lists;
 mod manifests;

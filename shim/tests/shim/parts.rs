@@ -31,7 +31,8 @@ fn parts(upstream: &Upstream, digest: &str) -> Vec<(usize, usize)> {
     parts
 }
 
-/// Guarantee 10: a cold blob asked for by any number of clients is fetched from the upstream once.
+/// "10. A cold blob is fetched from the upstream once, however many clients of however many nodes ask for
+/// it, while the storage is up and the nodes reach each other."
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_blob_comes_over_several_connections_and_no_part_twice() {
     let upstream = slow_upstream().await;

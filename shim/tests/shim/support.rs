@@ -18,8 +18,8 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use larder_config::{
-    Cache, Config, Credentials, Formatter, Http, Level, Log, Secret, SecretSource, Storage, Tags,
-    Upstream as Registry,
+    Cache, Config, Credentials, Formatter, Http, Level, Log, Node, Secret, SecretSource, Storage,
+    Tags, Upstream as Registry,
 };
 use larder_layout::{Algorithm, Digest, Verifier};
 use larder_shim::Server;
@@ -60,6 +60,8 @@ pub struct Script {
     pub links: HashMap<String, String>,
     /// Answered to every request instead of anything else.
     pub failure: Option<StatusCode>,
+    /// `HEAD` is answered with 405.
+    pub refuses_heads: bool,
     /// The next bodies end with a broken connection after so many bytes.
     pub cuts: VecDeque<usize>,
     /// No `Content-Length`.
@@ -161,6 +163,17 @@ impl Seen {
 }
 
 impl Script {
+    /// What is answered instead of content, if anything is.
+    fn refusal(&self, seen: &Seen) -> Option<Response> {
+        if let Some(status) = self.failure {
+            return Some(status.into_response());
+        }
+        if self.refuses_heads && seen.method == Method::HEAD {
+            return Some(StatusCode::METHOD_NOT_ALLOWED.into_response());
+        }
+        self.accounts.as_ref().and_then(|accounts| accounts.answer(seen))
+    }
+
     fn token_answer(&self) -> Response {
         if let Some(location) = &self.token_redirect {
             let location = [(header::LOCATION, location.clone())];
@@ -182,11 +195,8 @@ async fn answer(State(upstream): State<Scripted>, request: Request) -> Response 
     };
     upstream.seen.lock().unwrap().push(seen.clone());
     let mut script = upstream.script.lock().unwrap();
-    if let Some(status) = script.failure {
-        return status.into_response();
-    }
-    if let Some(response) = script.accounts.as_ref().and_then(|accounts| accounts.answer(&seen)) {
-        return response;
+    if let Some(refusal) = script.refusal(&seen) {
+        return refusal;
     }
     if seen.path == "/token" {
         return script.token_answer();
@@ -314,9 +324,11 @@ impl Shim {
         Self::on(listener, config, root).await
     }
 
-    pub async fn on(listener: TcpListener, config: Config, root: Arc<TempDir>) -> Self {
-        let server = Server::new(&config, root.path()).await.unwrap();
+    pub async fn on(listener: TcpListener, mut config: Config, root: Arc<TempDir>) -> Self {
         let address = listener.local_addr().unwrap().to_string();
+        let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+        config.node.url = Some(format!("{scheme}://{address}"));
+        let server = Server::new(&config, root.path()).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server.run(listener, async {
             let _ = stopped.await;
@@ -455,6 +467,7 @@ pub fn config(upstreams: Option<Registry>) -> Config {
             debug: None,
             drain_timeout: PATIENCE,
         },
+        node: Node { url: None },
         upstreams: upstreams.into_iter().collect(),
         auth: None,
         catalog_max_entries: 1000,
