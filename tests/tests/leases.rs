@@ -1,10 +1,10 @@
 //! Several nodes that are asked for the same cold blob at once.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use larder_tests::{
-    Azurite, Blob, Download, Fault, Format, Image, Node, S3, Sandbox, ScriptedUpstream, Storage,
-    random_bytes, until,
+    Azurite, Blob, Download, Fault, Format, Gcs, Image, Kind, Node, Oss, S3, Sandbox,
+    ScriptedUpstream, Storage, random_bytes, scenario::pull_and_run, until,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,6 +35,51 @@ fn nodes_on_azure_fetch_a_blob_once_and_the_holder_is_killed() {
     };
     let azurite = Azurite::start(&sandbox);
     a_blob_is_fetched_once(&sandbox, &azurite.storage());
+}
+
+#[test]
+fn nodes_on_gcs_fetch_a_blob_once_and_the_holder_is_killed() {
+    let Some(sandbox) = Sandbox::enter(&[&Node::NEEDS[..], &[Gcs::NEEDS]].concat()) else { return };
+    let gcs = Gcs::start(&sandbox);
+    a_blob_is_fetched_once(&sandbox, &gcs.storage(&sandbox));
+}
+
+#[test]
+fn nodes_on_oss_fetch_a_blob_once_and_the_holder_is_killed() {
+    let Some(sandbox) = Sandbox::enter(&Node::NEEDS) else { return };
+    let oss = Oss::start(&sandbox);
+    a_blob_is_fetched_once(&sandbox, &oss.storage());
+}
+
+/// Each through a node of its own, at once.
+#[test]
+fn docker_containerd_and_podman_pull_and_each_blob_is_fetched_once() {
+    const KINDS: [Kind; 3] = [Kind::Docker, Kind::Containerd, Kind::Podman];
+    let needs = KINDS.map(Kind::needs).concat();
+    let Some(sandbox) = Sandbox::enter(&[&Node::NEEDS[..], &needs].concat()) else { return };
+    let storage = Storage::Directory(sandbox.directory("storage"));
+    let image = Image::new(Format::Oci);
+    let upstream = ScriptedUpstream::start(&sandbox, &image);
+    let data = image.data();
+    upstream.spoil(&data.digest, Fault::PauseAfter(data.bytes.len() / 2));
+    let nodes = ["docker-node", "containerd-node", "podman-node"]
+        .map(|name| Node::start(&sandbox, name, &storage, Some(&upstream.url())));
+    let clients: Vec<_> =
+        KINDS.iter().zip(&nodes).map(|(kind, node)| kind.start(&sandbox, node.address())).collect();
+    thread::scope(|scope| {
+        let pulls: Vec<_> =
+            clients.iter().map(|client| scope.spawn(|| pull_and_run(&**client, &image))).collect();
+        // Each is sent some of the large layer before anyone has all of it.
+        for node in &nodes {
+            let staged = || node.on_mount("ls", &["ingest"]).expect("a listing");
+            until("a blob on its way", TIMEOUT, || (!staged().is_empty()).then_some(()));
+        }
+        upstream.heal(&data.digest);
+        pulls.into_iter().for_each(|pull| pull.join().expect("a pull"));
+    });
+    for blob in &image.native.blobs {
+        assert_eq!(upstream.gets(&blob.digest), 1, "{}", blob.digest);
+    }
 }
 
 fn a_blob_is_fetched_once(sandbox: &Sandbox, storage: &Storage) {

@@ -17,7 +17,7 @@ use std::{
 
 use larder_layout::{Digest, Directory, Entry, Link};
 use larder_tests::{
-    Blob, Format, Image, Node, Sandbox, Storage, Upstream, blobs_in,
+    Blob, Fault, Format, Image, Node, Sandbox, ScriptedUpstream, Storage, Upstream, blobs_in,
     nfs::{self, CLIENTS, EXPORT, network, run_in_machine},
     random_bytes, run,
     scenario::wait_until_cached,
@@ -154,6 +154,35 @@ mod inside {
         let registry =
             Upstream::over(&sandbox, "registry", &Storage::Directory(nodes.storage.clone()));
         registry.registry().pull(&image, &image.native).expect("a registry serves it, too");
+    }
+
+    // "10. A cold blob is fetched from the upstream once, however many clients of however many nodes
+    // ask for it, while the storage is up and the nodes reach each other."
+
+    #[test]
+    #[ignore = "runs in a machine"]
+    fn a_cold_blob_is_fetched_once_for_both_nodes() {
+        let sandbox = Sandbox::enter(&Node::NEEDS).unwrap();
+        let image = Image::new(Format::Oci);
+        let upstream = ScriptedUpstream::start(&sandbox, &image);
+        let blob = Blob::new("application/octet-stream", random_bytes(LARGE_BYTES));
+        upstream.add(&image.repository, &blob);
+        upstream.spoil(&blob.digest, Fault::PauseAfter(LARGE_BYTES / 2));
+        let nodes = Nodes::start(&sandbox, "leases", Some(&upstream.url()));
+        let both = [&nodes.a, &nodes.b];
+        let open =
+            |node: &Node<'_>| node.registry().open_blob(&image.repository, &blob.digest).unwrap();
+        let downloads = both.map(open);
+        upstream.heal(&blob.digest);
+        for download in downloads {
+            assert_eq!(download.finish().unwrap(), LARGE_BYTES as u64);
+        }
+        assert_eq!(upstream.gets(&blob.digest), 1);
+        let leases = |node: &Node<'_>| node.on_mount("ls", &["leases/sha256"]).unwrap();
+        for node in both {
+            until("the blob", TIMEOUT, || node.check_blob(&blob.digest).ok());
+            until("no lease", TIMEOUT, || leases(node).is_empty().then_some(()));
+        }
     }
 
     // "A missing name is ENOENT and is never remembered: another node may publish it the next
