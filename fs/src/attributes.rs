@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use crate::{
     error::{Error, Result},
     ingest::StagedFile,
+    layers::tree::{Content, LayerFile, Metadata},
     store::BlobMeta,
 };
 
@@ -41,6 +42,40 @@ pub enum Kind {
     Staged,
     /// A symbolic link.
     Symlink,
+    /// Anything inside a layer.
+    InLayer(InLayer),
+}
+
+/// What the archive of a layer says of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InLayer {
+    /// Its type.
+    pub file_type: FileType,
+    /// Permissions, and the bits for set-user-ID, set-group-ID and sticky. A mount honours none of them.
+    pub mode: u16,
+    /// The number of its owner.
+    pub uid: u32,
+    /// The number of its group.
+    pub gid: u32,
+    /// How many names it has.
+    pub links: u32,
+}
+
+/// The types of files that a layer may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileType {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    Regular,
+    /// A symbolic link.
+    Symlink,
+    /// A device, by its number. It cannot be opened.
+    CharDevice(u32),
+    /// The same.
+    BlockDevice(u32),
+    /// A named pipe.
+    Fifo,
 }
 
 /// Those of a blob.
@@ -55,4 +90,19 @@ pub fn staged_file(number: u64, staged: &StagedFile) -> Result<Attributes> {
     let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
     let size_bytes = metadata.len();
     Ok(Attributes { number, kind: Kind::Staged, size_bytes, modified, validity: CHANGING })
+}
+
+/// Those of a file in a layer.
+pub fn in_layer(number: u64, file: &LayerFile) -> Attributes {
+    let (file_type, size_bytes) = match &file.content {
+        Content::Directory(_) => (FileType::Directory, 0),
+        Content::Regular { size_bytes, .. } => (FileType::Regular, *size_bytes),
+        Content::Symlink(target) => (FileType::Symlink, target.as_os_str().len() as u64),
+        Content::CharDevice(device) => (FileType::CharDevice(*device), 0),
+        Content::BlockDevice(device) => (FileType::BlockDevice(*device), 0),
+        Content::Fifo => (FileType::Fifo, 0),
+    };
+    let Metadata { mode, uid, gid, modified, links } = file.metadata;
+    let kind = Kind::InLayer(InLayer { file_type, mode, uid, gid, links });
+    Attributes { number, kind, size_bytes, modified, validity: IMMUTABLE }
 }

@@ -41,6 +41,14 @@ pub enum Error {
         /// What the operating system said.
         source: Arc<io::Error>,
     },
+    /// A layer that cannot be unpacked.
+    #[error("layer {digest} cannot be unpacked: {reason}")]
+    Layer {
+        /// The blob.
+        digest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A blob that was open can be read no further.
     #[error("blob {digest} cannot be read any further: {reason}")]
     Lost {
@@ -120,7 +128,7 @@ impl Error {
             // What is damaged is not there: the reader gets a sound copy elsewhere and publishes it.
             Self::NotFound | Self::Damaged(_) => libc::ENOENT,
             Self::Mismatch(_) => libc::EBADMSG,
-            Self::Storage { .. } | Self::Down | Self::Lost { .. } => libc::EIO,
+            Self::Storage { .. } | Self::Down | Self::Lost { .. } | Self::Layer { .. } => libc::EIO,
             Self::Full(_) => libc::ENOSPC,
             Self::Disk { source, .. } => match source.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT) => libc::ENOSPC,

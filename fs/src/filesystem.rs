@@ -2,18 +2,20 @@
 //!
 //! No FUSE in here: [`crate::fuse`] decodes requests, calls this, and replies.
 
+mod in_layers;
+mod listed;
+mod made;
+
 use std::{
     ffi::OsStr,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::SystemTime,
 };
 
 use bytes::Bytes;
 use larder_config::Fill;
-use larder_layout::{Digest, Directory, Entry, Lease, Link, Report, Repository, StagingId};
-use lru::LruCache;
+use larder_layout::{Digest, Directory, Entry, Lease, Link, Report, StagingId};
 use serde_json::json;
 
 use crate::{
@@ -23,6 +25,7 @@ use crate::{
     fetch::{Fetches, blocking},
     ingest::{Ingest, Staged, StagedFile},
     inodes::{Inodes, Node},
+    layers::{Layers, tree},
     links::Links,
     listing::{Listing, Listings},
     metrics::Metrics,
@@ -35,8 +38,6 @@ pub use crate::attributes::{Attributes, Kind};
 
 /// NAME_MAX, which statvfs(3) tells too.
 pub const NAME_MAX_BYTES: usize = 255;
-/// How many repositories may be made with mkdir(2) before something is published in them.
-const MADE_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// The contract over a shared storage and a local cache.
 pub struct Filesystem {
@@ -44,11 +45,12 @@ pub struct Filesystem {
     cache: Arc<Cache>,
     fetches: Arc<Fetches>,
     ingest: Arc<Ingest>,
+    layers: Arc<Layers>,
     links: Links,
     inodes: Inodes,
     metrics: Arc<Metrics>,
     /// Directories that were made and have nothing in them yet: the storage has no directories.
-    made: Mutex<LruCache<Repository, ()>>,
+    made: made::Made,
     config: String,
     started: SystemTime,
 }
@@ -61,12 +63,13 @@ impl Filesystem {
             Fetches::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics), fill);
         let ingest = Ingest::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics));
         Self {
+            layers: Layers::new(&storage, &cache, &fetches),
             fetches,
             ingest: Arc::new(ingest),
             links: Links::new(Arc::clone(&storage), Arc::clone(&cache)),
             inodes: Inodes::default(),
             metrics,
-            made: Mutex::new(LruCache::new(MADE_MAX)),
+            made: made::none(),
             config,
             started: SystemTime::now(),
             storage,
@@ -79,6 +82,9 @@ impl Filesystem {
     /// # Errors
     /// [`Error::NotFound`], which nobody may remember.
     pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
+        if let Node::Layer(digest, directory) = self.inodes.node(parent)? {
+            return self.lookup_in_layer(digest, directory, name).await;
+        }
         let entry = self.child(parent, name)?;
         if let Entry::Directory(directory) = &entry
             && !self.directory_exists(directory).await?
@@ -108,6 +114,12 @@ impl Filesystem {
                 let size_bytes = target_bytes(&link, &digest);
                 let number = self.inodes.remember(Node::Link(link, digest));
                 self.symlink_attributes(number, size_bytes)
+            }
+            Entry::Layer(digest) => {
+                if meta.is_none() {
+                    self.stat_blob(&digest).await?;
+                }
+                self.layer_root(digest)
             }
             Entry::Lease(lease) => {
                 let holder = self.storage.read_lease(&lease).await?;
@@ -153,6 +165,8 @@ impl Filesystem {
             Node::Link(link, digest) => {
                 Ok(self.symlink_attributes(number, target_bytes(&link, &digest)))
             }
+            Node::Layer(_, tree::ROOT) => Ok(self.attributes_of_layer_root(number)),
+            Node::Layer(digest, index) => self.attributes_in_layer(number, &digest, index).await,
             Node::Lease(_, holder) => Ok(self.symlink_attributes(number, holder.len() as u64)),
             Node::Staged(_) => attributes::staged_file(number, &*self.inodes.staged(number)?),
             Node::StagedLink(_, digest) => {
@@ -177,9 +191,10 @@ impl Filesystem {
     }
 
     /// Where a symlink points.
-    pub fn readlink(&self, number: u64) -> Result<PathBuf> {
+    pub async fn readlink(&self, number: u64) -> Result<PathBuf> {
         match self.inodes.node(number)? {
             Node::Link(link, digest) => Ok(link.target(&digest)),
+            Node::Layer(digest, index) => self.readlink_in_layer(&digest, index).await,
             Node::Lease(_, holder) => Ok(holder.into()),
             Node::StagedLink(_, digest) => Ok(staged_target(&digest)),
             Node::Directory(_) | Node::Blob(_) | Node::Staged(_) | Node::Report(_) => {
@@ -196,6 +211,8 @@ impl Filesystem {
         match self.inodes.node(number)? {
             Node::Staged(_) => Ok(Opened::Staged(self.inodes.staged(number)?)),
             Node::Directory(_) => Err(Error::IsDirectory),
+            Node::Layer(..) if for_writing => Err(Error::ReadOnly),
+            Node::Layer(digest, index) => self.open_in_layer(&digest, index).await,
             Node::Link(..) | Node::Lease(..) | Node::StagedLink(..) => {
                 Err(Error::Invalid("a symbolic link"))
             }
@@ -233,12 +250,17 @@ impl Filesystem {
     }
 
     /// Opens a directory.
-    pub fn opendir(&self, number: u64) -> Result<Opened> {
-        let Node::Directory(directory) = self.inodes.node(number)? else {
-            return Err(Error::NotDirectory);
+    pub async fn opendir(&self, number: u64) -> Result<Opened> {
+        let directory = match self.inodes.node(number)? {
+            Node::Directory(directory) => directory,
+            Node::Layer(digest, index) => return self.opendir_in_layer(digest, index).await,
+            _ => return Err(Error::NotDirectory),
         };
-        let listings =
-            Listings { storage: Arc::clone(&self.storage), ingest: Arc::clone(&self.ingest) };
+        let listings = Listings {
+            storage: Arc::clone(&self.storage),
+            ingest: Arc::clone(&self.ingest),
+            layers: Arc::clone(&self.layers),
+        };
         let listing = Listing::new(listings, directory);
         Ok(Opened::Directory(Box::new(tokio::sync::Mutex::new(listing))))
     }
@@ -278,21 +300,6 @@ impl Filesystem {
         }
     }
 
-    /// Makes the directory of a repository. The storage has no directories, so this is a promise
-    /// of this node alone, until something is published in it.
-    pub async fn mkdir(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
-        let Entry::Directory(directory) = self.new_name(parent, name)? else {
-            return Err(Error::ReadOnly);
-        };
-        if self.directory_exists(&directory).await? {
-            return Err(Error::Exists);
-        }
-        if let Directory::Repository(repository) = &directory {
-            self.made().put(repository.clone(), ());
-        }
-        Ok(self.directory_attributes(directory))
-    }
-
     /// Removes a name from `ingest/`, or ends a lease.
     ///
     /// # Errors
@@ -328,12 +335,10 @@ impl Filesystem {
                 self.ingest.remove(&id).await?;
                 self.release_name(&id);
             }
-            (_, Entry::Directory(_) | Entry::Report(_) | Entry::Staged(_) | Entry::Lease(_)) => {
-                return Err(Error::ReadOnly);
-            }
             (Staged::File(_), Entry::Link(_)) | (Staged::Link(_), Entry::Blob(_)) => {
                 return Err(Error::Invalid("files are published as blobs, symlinks as links"));
             }
+            _ => return Err(Error::ReadOnly),
         }
         Ok(())
     }
@@ -341,7 +346,7 @@ impl Filesystem {
     /// The type of an entry.
     pub fn kind(&self, entry: &Entry) -> Kind {
         match entry {
-            Entry::Directory(_) => Kind::Directory,
+            Entry::Directory(_) | Entry::Layer(_) => Kind::Directory,
             Entry::Blob(_) | Entry::Report(_) => Kind::Published,
             Entry::Link(_) | Entry::Lease(_) => Kind::Symlink,
             Entry::Staged(id) => match self.ingest.get(id) {
@@ -382,8 +387,10 @@ impl Filesystem {
     }
 
     fn child(&self, parent: u64, name: &OsStr) -> Result<Entry> {
-        let Node::Directory(directory) = self.inodes.node(parent)? else {
-            return Err(Error::NotDirectory);
+        let directory = match self.inodes.node(parent)? {
+            Node::Directory(directory) => directory,
+            Node::Layer(..) => return Err(Error::ReadOnly),
+            _ => return Err(Error::NotDirectory),
         };
         if name.len() > NAME_MAX_BYTES {
             return Err(Error::NameTooLong);
@@ -397,14 +404,6 @@ impl Filesystem {
             Error::NotFound => Error::ReadOnly,
             e => e,
         })
-    }
-
-    async fn directory_exists(&self, directory: &Directory) -> Result<bool> {
-        let Directory::Repository(repository) = directory else { return Ok(true) };
-        if self.made().contains(repository) {
-            return Ok(true);
-        }
-        Ok(!self.storage.list_repositories(Some(repository)).await?.is_empty())
     }
 
     async fn stat_blob(&self, digest: &Digest) -> Result<BlobMeta> {
@@ -429,10 +428,6 @@ impl Filesystem {
 
     fn release_name(&self, id: &StagingId) {
         self.inodes.release_name(&Node::Staged(id.clone()));
-    }
-
-    fn made(&self) -> std::sync::MutexGuard<'_, LruCache<Repository, ()>> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn directory_attributes(&self, directory: Directory) -> Attributes {

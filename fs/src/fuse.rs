@@ -19,7 +19,7 @@ use fuser::{
 };
 use tokio::runtime::Handle as Runtime;
 
-use self::{attributes::file_attr, interrupt::interrupted, open_files::OpenFiles};
+use self::{interrupt::interrupted, open_files::OpenFiles, operations::answer_entry};
 use crate::{
     error::{Error, Result},
     filesystem::{Attributes, Filesystem},
@@ -49,6 +49,9 @@ pub fn mount(
         MountOption::Subtype("larder".to_owned()),
         MountOption::NoAtime,
         MountOption::NoExec,
+        // Layers have devices and set-user-ID programs in them.
+        MountOption::NoDev,
+        MountOption::NoSuid,
     ];
     config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(2);
@@ -92,12 +95,7 @@ impl Adapter {
         operation: impl Future<Output = Result<Attributes>> + Send + 'static,
         reply: ReplyEntry,
     ) {
-        self.answer(request, DEADLINE, operation, move |outcome| match outcome {
-            Ok(attributes) => {
-                reply.entry(&attributes.validity, &file_attr(&attributes), GENERATION);
-            }
-            Err(e) => reply.error(errno(&e)),
-        });
+        self.answer(request, DEADLINE, operation, move |outcome| answer_entry(outcome, reply));
     }
 
     fn answer_empty(

@@ -28,6 +28,8 @@ pub enum Node {
     Blob(Digest),
     /// A published link and its target.
     Link(Link, Digest),
+    /// A file inside a layer, by its number.
+    Layer(Digest, u32),
     /// A lease and its holder.
     Lease(Lease, String),
     /// A file in `ingest/`.

@@ -12,6 +12,7 @@ pub mod filesystem;
 pub mod fuse;
 pub mod ingest;
 pub mod inodes;
+pub mod layers;
 pub mod links;
 pub mod listing;
 pub mod metrics;

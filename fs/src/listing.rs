@@ -11,6 +11,7 @@ use larder_layout::{Algorithm, Directory, Entry, Membership, Report};
 use crate::{
     error::Result,
     ingest::Ingest,
+    layers::Layers,
     store::{BlobMeta, Storage},
 };
 
@@ -32,6 +33,8 @@ pub struct Listings {
     pub storage: Arc<Storage>,
     /// Staged names.
     pub ingest: Arc<Ingest>,
+    /// Layers that are looked into.
+    pub layers: Arc<Layers>,
 }
 
 impl Listings {
@@ -66,8 +69,12 @@ impl Listings {
     async fn names(&self, directory: &Directory) -> Result<Vec<String>> {
         let algorithms = || owned(Algorithm::ALL.map(Algorithm::as_str));
         match directory {
-            Directory::Root => Ok(owned(["blobs", "repositories", "leases", "ingest", ".larder"])),
-            Directory::Blobs | Directory::Leases | Directory::Members(..) => Ok(algorithms()),
+            Directory::Root => {
+                Ok(owned(["blobs", "repositories", "layers", "leases", "ingest", ".larder"]))
+            }
+            Directory::Blobs | Directory::Layers | Directory::Leases | Directory::Members(..) => {
+                Ok(algorithms())
+            }
             Directory::BlobsOf(_) => Ok(Vec::new()),
             Directory::Repositories => self.storage.list_repositories(None).await,
             Directory::Repository(repository) => {
@@ -84,6 +91,8 @@ impl Listings {
             Directory::MembersOf(repository, membership, algorithm) => {
                 self.storage.list_members(repository, *membership, *algorithm).await
             }
+            // Others are there, too, but whoever walks through the mount is not to unpack them all.
+            Directory::LayersOf(algorithm) => Ok(self.layers.unpacked(*algorithm)),
             Directory::LeasesOf(algorithm) => self.storage.list_leases(*algorithm).await,
             Directory::Ingest => Ok(self.ingest.ids().iter().map(ToString::to_string).collect()),
             Directory::Reports => Ok(owned(Report::ALL.map(Report::as_str))),

@@ -1,6 +1,6 @@
 //! An open file, and its content.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{ffi::OsString, fs::File, io, os::unix::fs::FileExt, sync::Arc};
 
 use bytes::Bytes;
 use larder_layout::Digest;
@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Result},
     fetch::{Content, Fetches, Reader, blocking},
     ingest::StagedFile,
+    layers::Layer,
     listing::Listing,
     store::BlobMeta,
 };
@@ -22,6 +23,24 @@ pub enum Opened {
     Fetched(Box<Reader>),
     /// A file in `ingest/`.
     Staged(Arc<StagedFile>),
+    /// A file inside a layer.
+    LayerFile {
+        /// The layer.
+        layer: Arc<Layer>,
+        /// Where the file begins in what was unpacked.
+        start: u64,
+        /// Its length.
+        size_bytes: u64,
+    },
+    /// A directory inside a layer.
+    LayerDirectory {
+        /// The layer.
+        layer: Arc<Layer>,
+        /// Its digest.
+        digest: Digest,
+        /// The names in the directory, and the numbers of what they stand for.
+        names: Vec<(OsString, u32)>,
+    },
     /// A report, made up when it was opened.
     Report(Bytes),
     /// A directory.
@@ -46,6 +65,7 @@ impl Opened {
             Self::Blob(blob) => Some(blob.file()),
             Self::Staged(staged) => Some(staged.file.reader()),
             Self::Fetched(_) | Self::Report(_) | Self::Directory(_) => None,
+            Self::LayerFile { .. } | Self::LayerDirectory { .. } => None,
         }
     }
 
@@ -61,7 +81,11 @@ impl Opened {
                 let end = content.len().min(start + size_bytes as usize);
                 Ok(content.slice(start..end))
             }
-            Self::Directory(_) => Err(Error::IsDirectory),
+            Self::LayerFile { layer, start, size_bytes: file_bytes } => {
+                let (layer, start, file_bytes) = (Arc::clone(layer), *start, *file_bytes);
+                blocking(move || layer.read(start, file_bytes, offset, size_bytes)).await
+            }
+            Self::Directory(_) | Self::LayerDirectory { .. } => Err(Error::IsDirectory),
             Self::Blob(_) | Self::Staged(_) => {
                 let this = Arc::clone(&self);
                 blocking(move || this.read_file(offset, size_bytes as usize)).await

@@ -296,7 +296,12 @@ impl<'a> Node<'a> {
         self.shim.as_ref().expect("larder-shim runs").log()
     }
 
-    /// The requests in it.
+    /// What `larder-fs` has logged.
+    pub fn fs_log(&self) -> String {
+        self.fs.as_ref().expect("larder-fs runs").log()
+    }
+
+    /// The requests in the log of the shim.
     pub fn accesses(&self) -> Vec<Access> {
         let log = self.log();
         log.lines().filter_map(|line| access(&serde_json::from_str(line).ok()?)).collect()

@@ -7,6 +7,7 @@
 //! │   ├── _tags/<tag>                       symlink to the blob of the manifest that the tag names
 //! │   ├── _manifests/<algorithm>/<hex>      symlink: this manifest belongs to this repository
 //! │   └── _layers/<algorithm>/<hex>         symlink: this layer or config belongs to this repository
+//! ├── layers/<algorithm>/<hex>/…            the files inside a layer, to be looked at; only on a mount
 //! ├── leases/<algorithm>/<hex>              symlink, of who fetches this blob: created first, it is a lease
 //! ├── ingest/<id>                           private to the writer: stage here, publish by rename
 //! └── .larder/                              read-only reports: stats, config

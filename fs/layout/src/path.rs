@@ -16,6 +16,8 @@ pub enum Entry {
     Blob(Digest),
     /// A symlink below a repository.
     Link(Link),
+    /// `layers/<algorithm>/<hex>`: a directory with the files inside a layer, whose names are the layer's.
+    Layer(Digest),
     /// `leases/<algorithm>/<hex>`: a symlink that says who fetches a blob.
     Lease(Lease),
     /// `ingest/<id>`: a file or symlink that is not published yet.
@@ -43,6 +45,10 @@ pub enum Directory {
     Members(Repository, Membership),
     /// `repositories/<name>/_manifests/<algorithm>/` or `_layers/<algorithm>/`
     MembersOf(Repository, Membership, Algorithm),
+    /// `layers/`
+    Layers,
+    /// `layers/<algorithm>/`
+    LayersOf(Algorithm),
     /// `leases/`
     Leases,
     /// `leases/<algorithm>/`
@@ -178,6 +184,7 @@ impl Directory {
             Self::Root => match name {
                 "blobs" => Self::Blobs,
                 "repositories" => Self::Repositories,
+                "layers" => Self::Layers,
                 "leases" => Self::Leases,
                 "ingest" => Self::Ingest,
                 ".larder" => Self::Reports,
@@ -206,6 +213,10 @@ impl Directory {
                 let digest = Digest::new(*algorithm, name).ok()?;
                 return Some(Entry::Link(Link::Member(repository.clone(), *membership, digest)));
             }
+            Self::Layers => Self::LayersOf(name.parse().ok()?),
+            Self::LayersOf(algorithm) => {
+                return Some(Entry::Layer(Digest::new(*algorithm, name).ok()?));
+            }
             Self::Leases => Self::LeasesOf(name.parse().ok()?),
             Self::LeasesOf(algorithm) => return Lease::named(*algorithm, name).map(Entry::Lease),
             Self::Ingest => return Some(Entry::Staged(name.parse().ok()?)),
@@ -233,6 +244,8 @@ impl Directory {
             Self::MembersOf(repository, membership, algorithm) => {
                 repositories(repository).join(membership.as_str()).join(algorithm.as_str())
             }
+            Self::Layers => "layers".into(),
+            Self::LayersOf(algorithm) => PathBuf::from("layers").join(algorithm.as_str()),
             Self::Leases => "leases".into(),
             Self::LeasesOf(algorithm) => PathBuf::from("leases").join(algorithm.as_str()),
             Self::Ingest => "ingest".into(),
@@ -254,6 +267,9 @@ impl Entry {
                 Directory::MembersOf(repository.clone(), *membership, digest.algorithm())
                     .path()
                     .join(digest.hex())
+            }
+            Self::Layer(digest) => {
+                Directory::LayersOf(digest.algorithm()).path().join(digest.hex())
             }
             Self::Lease(lease) => {
                 Directory::LeasesOf(lease.digest.algorithm()).path().join(lease.name())
@@ -287,6 +303,7 @@ mod tests {
             "repositories/library/alpine/_tags/3.20".to_owned(),
             format!("repositories/library/alpine/_manifests/sha256/{hex}"),
             format!("repositories/a/b/c/_layers/sha256/{hex}"),
+            format!("layers/sha256/{hex}"),
             format!("leases/sha256/{hex}"),
             format!("leases/sha512/{hex}{hex}.9"),
             "ingest/1-2.x".to_owned(),
@@ -308,6 +325,7 @@ mod tests {
             "repositories/_tags".to_owned(),
             "repositories/Upper".to_owned(),
             "repositories/a/_uploads".to_owned(),
+            format!("layers/sha256/{hex}/etc"),
             format!("leases/sha256/{hex}.0"),
             format!("leases/sha256/{hex}.01"),
             format!("leases/sha256/{hex}.10"),

@@ -7,7 +7,7 @@ use super::{
     attributes::{file_attr, file_type},
 };
 use crate::{
-    error::{Error, Result},
+    error::Result,
     filesystem::{Filesystem, Kind},
     opened::Opened,
 };
@@ -24,13 +24,11 @@ pub async fn list(
     offset: u64,
     reply: &mut ReplyDirectory,
 ) -> Result<()> {
-    let Opened::Directory(listing) = opened else { return Err(Error::BadHandle) };
-    let mut listing = listing.lock().await;
     for position in offset.. {
-        let (name, kind) = match (position, DOTS.get(position as usize)) {
-            (_, Some(dot)) => ((*dot).to_owned(), Kind::Directory),
-            (position, None) => match listing.at(position - DOTS.len() as u64).await? {
-                Some(listed) => (listed.name.clone(), filesystem.kind(&listed.entry)),
+        let (name, kind) = match DOTS.get(position as usize) {
+            Some(dot) => ((*dot).into(), Kind::Directory),
+            None => match filesystem.listed(opened, position - DOTS.len() as u64).await? {
+                Some(listed) => listed,
                 None => break,
             },
         };
@@ -48,21 +46,15 @@ pub async fn list_plus(
     (number, offset): (u64, u64),
     reply: &mut ReplyDirectoryPlus,
 ) -> Result<()> {
-    let Opened::Directory(listing) = opened else { return Err(Error::BadHandle) };
-    let mut listing = listing.lock().await;
     for position in offset.. {
-        let (name, attributes) = match (position, DOTS.get(position as usize)) {
+        let (name, attributes) = match DOTS.get(position as usize) {
             // The kernel does not count these two.
-            (_, Some(dot)) => ((*dot).to_owned(), filesystem.getattr(number).await?),
-            (position, None) => {
-                let Some(listed) = listing.at(position - DOTS.len() as u64).await? else { break };
-                match filesystem.lookup_entry(listed.entry, listed.meta).await {
-                    Ok(attributes) => (listed.name, attributes),
-                    // It went between the listing and now.
-                    Err(Error::NotFound) => continue,
-                    Err(e) => return Err(e),
-                }
-            }
+            Some(dot) => ((*dot).into(), filesystem.getattr(number).await?),
+            None => match filesystem.listed_plus(opened, position - DOTS.len() as u64).await? {
+                Some((name, Some(attributes))) => (name, attributes),
+                Some((_, None)) => continue,
+                None => break,
+            },
         };
         let attr = file_attr(&attributes);
         if reply.add(attr.ino, position + 1, &name, &attributes.validity, &attr, GENERATION) {

@@ -88,7 +88,7 @@ impl OpenFiles {
         // What is written is hashed, counted and sent on by us.
         let file = opened.file().filter(|_| !for_writing);
         let otherwise = match opened {
-            Opened::Blob(_) => Mode::Cached,
+            Opened::Blob(_) | Opened::LayerFile { .. } => Mode::Cached,
             // These grow, or have no length in advance.
             _ => Mode::Direct,
         };

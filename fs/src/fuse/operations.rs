@@ -40,9 +40,11 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
+    /// What is inside a layer may take as long as it takes to unpack that.
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (filesystem, name) = (Arc::clone(&self.filesystem), name.to_owned());
-        self.answer_entry(req, async move { filesystem.lookup(parent.0, &name).await }, reply);
+        let operation = async move { filesystem.lookup(parent.0, &name).await };
+        self.answer(req, CONTENT_DEADLINE, operation, move |outcome| answer_entry(outcome, reply));
     }
 
     fn forget(&self, _req: &Request, number: INodeNo, lookups: u64) {
@@ -54,7 +56,7 @@ impl fuser::Filesystem for Adapter {
     fn getattr(&self, req: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let filesystem = Arc::clone(&self.filesystem);
         let operation = async move { filesystem.getattr(number.0).await };
-        self.answer(req, DEADLINE, operation, move |outcome| answer_attr(outcome, reply));
+        self.answer(req, CONTENT_DEADLINE, operation, move |outcome| answer_attr(outcome, reply));
     }
 
     fn setattr(
@@ -80,11 +82,13 @@ impl fuser::Filesystem for Adapter {
         self.answer(req, DEADLINE, operation, move |outcome| answer_attr(outcome, reply));
     }
 
-    fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
-        match self.filesystem.readlink(number.0) {
+    fn readlink(&self, req: &Request, number: INodeNo, reply: ReplyData) {
+        let filesystem = Arc::clone(&self.filesystem);
+        let operation = async move { filesystem.readlink(number.0).await };
+        self.answer(req, CONTENT_DEADLINE, operation, move |outcome| match outcome {
             Ok(target) => reply.data(target.as_os_str().as_bytes()),
             Err(e) => reply.error(errno(&e)),
-        }
+        });
     }
 
     fn mknod(
@@ -293,11 +297,13 @@ impl fuser::Filesystem for Adapter {
         }
     }
 
-    fn opendir(&self, _req: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.filesystem.opendir(number.0) {
-            Ok(opened) => reply.opened(self.files.insert_directory(opened), FopenFlags::empty()),
+    fn opendir(&self, req: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let (filesystem, files) = (Arc::clone(&self.filesystem), Arc::clone(&self.files));
+        let operation = async move { filesystem.opendir(number.0).await };
+        self.answer(req, CONTENT_DEADLINE, operation, move |outcome| match outcome {
+            Ok(opened) => reply.opened(files.insert_directory(opened), FopenFlags::empty()),
             Err(e) => reply.error(errno(&e)),
-        }
+        });
     }
 
     fn readdir(
@@ -402,6 +408,13 @@ impl fuser::Filesystem for Adapter {
             ),
             Err(e) => reply.error(errno(&e)),
         });
+    }
+}
+
+pub(super) fn answer_entry(outcome: Result<Attributes>, reply: ReplyEntry) {
+    match outcome {
+        Ok(attributes) => reply.entry(&attributes.validity, &file_attr(&attributes), GENERATION),
+        Err(e) => reply.error(errno(&e)),
     }
 }
 

@@ -16,7 +16,7 @@ impl Node {
 
     async fn holder(&self, lease: &Lease) -> Result<PathBuf> {
         let attributes = self.stat(&Entry::Lease(lease.clone()).path()).await?;
-        self.filesystem.readlink(attributes.number)
+        self.filesystem.readlink(attributes.number).await
     }
 
     async fn end(&self, lease: &Lease) -> Result<()> {
@@ -27,11 +27,12 @@ impl Node {
     async fn leases(&self) -> Vec<String> {
         let directory = Entry::Directory(Directory::LeasesOf(Algorithm::Sha256)).path();
         let number = self.stat(&directory).await.unwrap().number;
-        let opened = self.filesystem.opendir(number).unwrap();
-        let larder_fs::opened::Opened::Directory(listing) = opened else { panic!("no directory") };
-        let (mut listing, mut names) = (listing.lock().await, Vec::new());
-        while let Some(listed) = listing.at(names.len() as u64).await.unwrap() {
-            names.push(listed.name);
+        let opened = self.filesystem.opendir(number).await.unwrap();
+        let mut names = Vec::new();
+        while let Some((name, _)) =
+            self.filesystem.listed(&opened, names.len() as u64).await.unwrap()
+        {
+            names.push(name.into_string().unwrap());
         }
         names
     }

@@ -278,7 +278,7 @@ impl System for Nodes {
     fn read_link(&mut self, node: usize, path: &Path) -> Outcome<PathBuf> {
         let node = &mut self.nodes[node];
         let number = node.walk(path)?;
-        node.filesystem().readlink(number).map_err(|e| e.errno())
+        node.run(node.filesystem().readlink(number))
     }
 
     fn open(&mut self, node: usize, path: &Path) -> Outcome<File> {
@@ -302,14 +302,13 @@ impl System for Nodes {
     fn list(&mut self, node: usize, path: &Path) -> Outcome<Vec<String>> {
         let node = &mut self.nodes[node];
         let number = node.walk(path)?;
-        let Opened::Directory(listing) = node.filesystem().opendir(number).unwrap() else {
-            panic!("a directory opens as one")
-        };
         let mut names = Vec::new();
         node.run(async {
-            let mut listing = listing.lock().await;
-            while let Some(listed) = listing.at(names.len() as u64).await? {
-                names.push(listed.name);
+            let opened = node.filesystem().opendir(number).await?;
+            while let Some((name, _)) =
+                node.filesystem().listed(&opened, names.len() as u64).await?
+            {
+                names.push(name.into_string().unwrap());
             }
             Ok(names)
         })
