@@ -1,6 +1,7 @@
 //! From a blob to its files: decompressed once, and what the regular files hold kept on the local disk.
 
 use std::{
+    cell::Cell,
     ffi::OsStr,
     io::{self, Read},
     os::unix::ffi::OsStrExt,
@@ -22,6 +23,8 @@ use crate::error::{Error, Result};
 const FILES_MAX: usize = 500_000;
 /// How much larger than what is kept of it a layer may be: headers, and padding.
 const OVERHEAD_MAX_BYTES: u64 = 1 << 30;
+/// How long the header of a file may be, with its extensions: long names, and extended attributes.
+const HEADER_MAX_BYTES: u64 = 4 << 20;
 /// What layers begin with: RFC 1952, section 2.3.1; RFC 8878, section 3.1.1; and, behind the first name, POSIX
 /// pax, "ustar Interchange Format".
 const GZIP: &[u8] = &[0x1f, 0x8b];
@@ -58,11 +61,9 @@ pub fn unpack(
     } else {
         return Err(Error::NotDirectory);
     };
-    let mut archive = archive.take(limit_bytes.saturating_add(OVERHEAD_MAX_BYTES));
-    let tree = read(&mut archive, digest, unpacked, limit_bytes)?;
-    // What is behind the end of the archive belongs to the blob as well.
-    io::copy(&mut archive, &mut io::sink()).map_err(failed)?;
-    drop(archive);
+    let archive = archive.take(limit_bytes.saturating_add(OVERHEAD_MAX_BYTES));
+    let tree = read(archive, digest, unpacked, limit_bytes)?;
+    // Whatever is behind the end of the archive belongs to the blob as well.
     io::copy(&mut blob, &mut io::sink()).map_err(failed)?;
     blob.verifier.finish()?;
     Ok(tree)
@@ -76,9 +77,12 @@ fn read(
 ) -> Result<Tree> {
     let failed = |e: io::Error| failure(digest, e);
     let (mut tree, mut left_out) = (Tree::default(), 0_usize);
-    for entry in Archive::new(archive).entries().map_err(failed)? {
+    let left_bytes = Cell::new(HEADER_MAX_BYTES);
+    let mut archive = Archive::new(Guarded { archive, left_bytes: &left_bytes });
+    for (count, entry) in archive.entries().map_err(failed)?.enumerate() {
         let mut entry = entry.map_err(failed)?;
-        if tree.count() >= FILES_MAX {
+        left_bytes.set(u64::MAX);
+        if count.max(tree.count()) >= FILES_MAX {
             return Err(broken(digest, &format!("it has more than {FILES_MAX} files")));
         }
         let path = entry.path_bytes().into_owned();
@@ -97,6 +101,8 @@ fn read(
             },
         };
         left_out += usize::from(!is_added);
+        io::copy(&mut entry, &mut io::sink()).map_err(failed)?;
+        left_bytes.set(HEADER_MAX_BYTES);
     }
     if left_out > 0 {
         tracing::warn!(
@@ -159,6 +165,28 @@ fn metadata(header: &tar::Header) -> Metadata {
         gid: number(header.gid()),
         modified: SystemTime::UNIX_EPOCH.checked_add(modified).unwrap_or(SystemTime::UNIX_EPOCH),
         links: 1,
+    }
+}
+
+/// An archive whose headers are no longer than they may be: the library has all of one in memory.
+struct Guarded<'a, R> {
+    archive: R,
+    /// How much may come before the next file's content.
+    left_bytes: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Guarded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left_bytes = self.left_bytes.get();
+        if left_bytes == 0 {
+            return Err(io::Error::other(format!(
+                "a header of more than {HEADER_MAX_BYTES} bytes"
+            )));
+        }
+        let wanted = buffer.len().min(usize::try_from(left_bytes).unwrap_or(usize::MAX));
+        let read = self.archive.read(&mut buffer[..wanted])?;
+        self.left_bytes.set(left_bytes - read as u64);
+        Ok(read)
     }
 }
 

@@ -117,6 +117,38 @@ async fn a_layer_that_is_too_large_takes_no_room() {
 }
 
 #[tokio::test]
+async fn a_header_that_would_fill_the_memory_is_refused() {
+    let store = Arc::new(Recorder::default());
+    let node = Node::on(&store);
+    for kind in [tar::EntryType::XHeader, tar::EntryType::GNULongName] {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(64 << 20);
+        header.set_cksum();
+        let blob = gzip(&[header.as_bytes().as_slice(), &vec![b'x'; 64 << 20]].concat());
+        let layer = node.add(&blob).await;
+        let Err(Error::Layer { reason, .. }) = node.cat(&layer, "x").await else {
+            panic!("{kind:?}");
+        };
+        assert!(reason.contains("header"), "{reason}");
+    }
+}
+
+/// As some tools write them: padded, or followed by what is no archive.
+#[tokio::test]
+async fn what_is_behind_the_end_of_a_layer_does_not_matter() {
+    let store = Arc::new(Recorder::default());
+    let node = Node::on(&store);
+    let whole = archive(&[("a", b"content")]);
+    for rest in [&[0_u8; 10_000][..], b"something else"] {
+        for start in [whole.clone(), gzip(&whole), zstd::encode_all(&*whole, 1).unwrap()] {
+            let layer = node.add(&[&start, rest].concat()).await;
+            assert_eq!(node.cat(&layer, "a").await.unwrap(), b"content");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_blob_that_is_no_layer_is_no_directory() {
     let store = Arc::new(Recorder::default());
     let node = Node::on(&store);
