@@ -11,6 +11,7 @@ mod unpacked;
 use std::{
     io::{self, BufReader, Read},
     num::NonZeroUsize,
+    os::unix::fs::FileExt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -28,8 +29,7 @@ use self::{tree::Tree, unpacked::Unpacked};
 use crate::{
     cache::Cache,
     error::{Error, Result},
-    fetch::{Fetches, blocking},
-    opened::Opened,
+    fetch::{Content, Fetches, blocking},
     store::Storage,
 };
 
@@ -41,7 +41,7 @@ const UNPACKING_MAX: usize = 2;
 /// How long one is kept that nobody looks into.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How much of a blob is read at a time.
-const READ_BYTES: u32 = 1 << 20;
+const READ_BYTES: usize = 1 << 20;
 
 /// The layers that are looked into on one node.
 pub struct Layers {
@@ -144,13 +144,13 @@ impl Layers {
             Some(meta) => meta,
             None => self.storage.stat_blob(digest).await?,
         };
-        let opened = Arc::new(Opened::blob(&self.fetches, digest, meta).await?);
+        let content = self.fetches.open(digest, meta).await?;
         let (cache, digest) = (Arc::clone(&self.cache), digest.clone());
-        let blob = Blob { opened, offset: 0, runtime: Handle::current() };
+        let blob = Blob { content, offset: 0, runtime: Handle::current() };
         blocking(move || {
             let limit_bytes = cache.usage().limit_bytes / PART_OF_CACHE;
             let mut unpacked = Unpacked::create(&cache)?;
-            let blob = BufReader::with_capacity(READ_BYTES as usize, blob);
+            let blob = BufReader::with_capacity(READ_BYTES, blob);
             let tree = unpack::unpack(blob, &digest, &mut unpacked, limit_bytes)?;
             Ok(Arc::new(Layer { tree, unpacked }))
         })
@@ -184,18 +184,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A blob, to be read from a thread that may block.
 struct Blob {
-    opened: Arc<Opened>,
+    content: Content,
     offset: u64,
     runtime: Handle,
 }
 
 impl Read for Blob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted_bytes = u32::try_from(buffer.len()).unwrap_or(READ_BYTES).min(READ_BYTES);
-        let read = Arc::clone(&self.opened).read(self.offset, wanted_bytes);
-        let content = self.runtime.block_on(read).map_err(io::Error::other)?;
-        buffer[..content.len()].copy_from_slice(&content);
-        self.offset += content.len() as u64;
-        Ok(content.len())
+        let read = match &self.content {
+            Content::Cached(blob) => blob.file().read_at(buffer, self.offset)?,
+            Content::Fetched(reader) => {
+                let read = reader.read(self.offset, buffer.len().min(READ_BYTES) as u64);
+                let content = self.runtime.block_on(read).map_err(io::Error::other)?;
+                buffer[..content.len()].copy_from_slice(&content);
+                content.len()
+            }
+        };
+        self.offset += read as u64;
+        Ok(read)
     }
 }
