@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     body::PIECE_BYTES,
+    content::{Blob, Content},
     error::Error,
     upstream::{Download, Upstream, UpstreamError},
 };
@@ -42,6 +43,7 @@ const GATHERING: Duration = Duration::from_millis(3);
 const BLOB_MAX_BYTES: u64 = 1 << 40;
 
 pub(super) struct Source<'a, 'c> {
+    pulls: &'a Pulls,
     upstream: &'a Arc<Upstream>,
     pull: &'a Pull,
     /// Another node may have the lease, and send the blob instead.
@@ -67,20 +69,31 @@ enum Connection {
     /// It could go on to the end of the blob.
     Whole(Download),
     Part(Part),
+    /// The directory has the blob by now: it could be read from here to its end.
+    Stored(Blob, u64),
 }
 
 impl Connection {
-    async fn chunk(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+    async fn chunk(&mut self, content: &Content) -> Result<Option<Bytes>, UpstreamError> {
         match self {
             Self::Whole(download) => download.chunk().await,
             Self::Part(part) => part.chunk().await,
+            Self::Stored(blob, offset) => {
+                let range = *offset..blob.size_bytes.min(*offset + PIECE_BYTES);
+                if range.is_empty() {
+                    return Ok(None);
+                }
+                let read = content.calls().read(&blob.file, range.clone()).await;
+                *offset = range.end;
+                read.map(Some).map_err(|error| UpstreamError::Unavailable(error.to_string()))
+            }
         }
     }
 }
 
 impl<'a, 'c> Source<'a, 'c> {
     pub(super) async fn open(
-        pulls: &Pulls,
+        pulls: &'a Pulls,
         pull: &'a Pull,
         upstream: &'a Arc<Upstream>,
         claim: &'a mut Claim<'c>,
@@ -93,6 +106,7 @@ impl<'a, 'c> Source<'a, 'c> {
         let unknown = Error::Blob(pull.digest.clone());
         let download = download.map_err(|error| Error::from_upstream(error, unknown))?;
         Ok(Self {
+            pulls,
             upstream,
             pull,
             claim,
@@ -146,7 +160,7 @@ impl<'a, 'c> Source<'a, 'c> {
         let Some(connection) = &mut self.connection else { return Ok(None) };
         let first = match self.ahead.take() {
             Some(ahead) => ahead?,
-            None => connection.chunk().await?,
+            None => connection.chunk(&self.pulls.content).await?,
         };
         let Some(first) = first else {
             if self.size_bytes.is_some() {
@@ -159,7 +173,7 @@ impl<'a, 'c> Source<'a, 'c> {
         let mut piece_bytes = first.len() as u64;
         let mut chunks = vec![first];
         while piece_bytes < PIECE_BYTES.min(left_bytes) {
-            match timeout_at(gathered_by, connection.chunk()).await {
+            match timeout_at(gathered_by, connection.chunk(&self.pulls.content)).await {
                 Ok(Ok(Some(chunk))) => {
                     piece_bytes += chunk.len() as u64;
                     chunks.push(chunk);
@@ -211,7 +225,16 @@ impl<'a, 'c> Source<'a, 'c> {
             return Ok(());
         }
         let Pull { origin, digest, .. } = self.pull;
-        let mut download = match self.claim.follow(self.received_bytes).await {
+        let followed = self.claim.follow(self.received_bytes).await;
+        if self.claim.is_held()
+            && let Some(blob) = super::find(self.pulls, self.pull).await
+        {
+            // Whoever had the lease before has published it, and only then died.
+            self.size_bytes = Some(blob.size_bytes);
+            self.connection = Some(Connection::Stored(blob, self.received_bytes));
+            return Ok(());
+        }
+        let mut download = match followed {
             Some(followed) => followed,
             None => self.upstream.blob(origin, digest, self.received_bytes, None).await?,
         };
@@ -243,7 +266,7 @@ impl<'a, 'c> Source<'a, 'c> {
     /// the parts begin; what is on its way behind that is lost, which is less than a part.
     fn fetch_ahead(&mut self) {
         let Some(size_bytes) = self.size_bytes else { return };
-        if self.claim.is_followed() {
+        if self.claim.is_followed() || matches!(self.connection, Some(Connection::Stored(..))) {
             return;
         }
         let begins = self.end.unwrap_or(self.received_bytes + PART_BYTES);

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
+    sync::watch,
 };
 
 use crate::{support::*, tls::certify};
@@ -40,8 +41,8 @@ async fn nodes(upstream: &Upstream, count: usize) -> Vec<Shim> {
     join_all((0..count).map(|_| Shim::over(Arc::clone(&root), registry()))).await
 }
 
-/// A node that says that it has the blob, and then breaks off.
-async fn promises() -> SocketAddr {
+/// A node that says that it has the blob, and breaks off when it is told to.
+async fn promises(mut breaks: watch::Receiver<bool>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -49,6 +50,7 @@ async fn promises() -> SocketAddr {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE_BYTES}\r\n\r\n");
             let _ = connection.read(&mut [0; 4096]).await;
             let _ = connection.write_all(head.as_bytes()).await;
+            breaks.wait_for(|breaks| *breaks).await.unwrap();
         }
     });
     address
@@ -138,7 +140,7 @@ async fn leases_that_nobody_has_are_passed_over_and_removed() {
     let pinned = format!("https://{}#{token}.{}", nodes[0].address, "0".repeat(64));
     let left = [
         format!("http://{closed}#{token}"),
-        format!("http://{}#{token}", promises().await),
+        format!("http://{}#{token}", promises(watch::channel(true).1).await),
         format!("http://{}#{token}", nodes[2].address),
         pinned,
         "something else".to_owned(),
@@ -153,6 +155,24 @@ async fn leases_that_nobody_has_are_passed_over_and_removed() {
     let checks = join_all(answers.into_iter().map(|answer| check(answer, &digest)));
     assert_eq!(checks.await, vec![Ok(()); 3]);
     assert_eq!(upstream.seen(&Method::GET, digest.hex()).len(), 1);
+    nodes[0].has_ended_its_leases().await;
+}
+
+/// A node that has published the blob, and dies before it has sent it to those that follow it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_been_published_meanwhile_is_not_fetched_again() {
+    let (upstream, digest) = half_sent().await;
+    let nodes = nodes(&upstream, 1).await;
+    let root = nodes[0].root.path();
+    let (breaks, receiver) = watch::channel(false);
+    let target = format!("http://{}#{}", promises(receiver).await, "0".repeat(32));
+    let lease = Entry::Lease(Lease { digest: digest.clone(), turn: 0 });
+    symlink(target, root.join(lease.path())).unwrap();
+    let answer = nodes[0].get(&format!("a/blobs/{digest}")).await;
+    fs::write(root.join(Entry::Blob(digest.clone()).path()), &*CONTENT).unwrap();
+    breaks.send_replace(true);
+    assert_eq!(check(answer, &digest).await, Ok(()));
+    assert!(upstream.seen(&Method::GET, digest.hex()).is_empty());
     nodes[0].has_ended_its_leases().await;
 }
 
