@@ -94,15 +94,25 @@ pub fn staged_file(number: u64, staged: &StagedFile) -> Result<Attributes> {
 
 /// Those of a file in a layer.
 pub fn in_layer(number: u64, file: &LayerFile) -> Attributes {
-    let (file_type, size_bytes) = match &file.content {
-        Content::Directory(_) => (FileType::Directory, 0),
-        Content::Regular { size_bytes, .. } => (FileType::Regular, *size_bytes),
-        Content::Symlink(target) => (FileType::Symlink, target.as_os_str().len() as u64),
-        Content::CharDevice(device) => (FileType::CharDevice(*device), 0),
-        Content::BlockDevice(device) => (FileType::BlockDevice(*device), 0),
-        Content::Fifo => (FileType::Fifo, 0),
+    let size_bytes = match &file.content {
+        Content::Regular { size_bytes, .. } => *size_bytes,
+        Content::Symlink(target) => target.as_os_str().len() as u64,
+        _ => 0,
     };
-    let Metadata { mode, uid, gid, modified, links } = file.metadata;
-    let kind = Kind::InLayer(InLayer { file_type, mode, uid, gid, links });
+    let (kind, modified) = (kind_in_layer(file), file.metadata.modified);
     Attributes { number, kind, size_bytes, modified, validity: IMMUTABLE }
+}
+
+/// What a file in a layer is.
+pub fn kind_in_layer(file: &LayerFile) -> Kind {
+    let file_type = match &file.content {
+        Content::Directory(_) => FileType::Directory,
+        Content::Regular { .. } => FileType::Regular,
+        Content::Symlink(_) => FileType::Symlink,
+        Content::CharDevice(device) => FileType::CharDevice(*device),
+        Content::BlockDevice(device) => FileType::BlockDevice(*device),
+        Content::Fifo => FileType::Fifo,
+    };
+    let Metadata { mode, uid, gid, links, .. } = file.metadata;
+    Kind::InLayer(InLayer { file_type, mode, uid, gid, links })
 }

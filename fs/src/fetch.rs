@@ -86,6 +86,17 @@ impl Fetches {
         })
     }
 
+    /// Size and age of a blob: from the cache, else from the storage.
+    ///
+    /// # Errors
+    /// As [`Storage::stat_blob`].
+    pub async fn stat(&self, digest: &Digest) -> Result<BlobMeta> {
+        match self.cache.stat(digest) {
+            Some(meta) => Ok(meta),
+            None => self.storage.stat_blob(digest).await,
+        }
+    }
+
     /// Opens a blob, which has `meta` if it is not in the cache: one of more than a block may
     /// still be on its way.
     ///

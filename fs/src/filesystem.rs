@@ -63,7 +63,7 @@ impl Filesystem {
             Fetches::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics), fill);
         let ingest = Ingest::new(Arc::clone(&storage), Arc::clone(&cache), Arc::clone(&metrics));
         Self {
-            layers: Layers::new(&storage, &cache, &fetches),
+            layers: Layers::new(&cache, &fetches),
             fetches,
             ingest: Arc::new(ingest),
             links: Links::new(Arc::clone(&storage), Arc::clone(&cache)),
@@ -105,7 +105,7 @@ impl Filesystem {
             Entry::Blob(digest) => {
                 let meta = match meta {
                     Some(meta) => meta,
-                    None => self.stat_blob(&digest).await?,
+                    None => self.fetches.stat(&digest).await?,
                 };
                 attributes::blob(self.inodes.remember_blob(digest, meta), meta)
             }
@@ -117,7 +117,7 @@ impl Filesystem {
             }
             Entry::Layer(digest) => {
                 if meta.is_none() {
-                    self.stat_blob(&digest).await?;
+                    self.fetches.stat(&digest).await?;
                 }
                 self.layer_root(digest)
             }
@@ -166,7 +166,9 @@ impl Filesystem {
                 Ok(self.symlink_attributes(number, target_bytes(&link, &digest)))
             }
             Node::Layer(_, tree::ROOT) => Ok(self.attributes_of_layer_root(number)),
-            Node::Layer(digest, index) => self.attributes_in_layer(number, &digest, index).await,
+            Node::Layer(digest, index) | Node::LayerLink(digest, index, _) => {
+                self.attributes_in_layer(number, &digest, index).await
+            }
             Node::Lease(_, holder) => Ok(self.symlink_attributes(number, holder.len() as u64)),
             Node::Staged(_) => attributes::staged_file(number, &*self.inodes.staged(number)?),
             Node::StagedLink(_, digest) => {
@@ -191,15 +193,13 @@ impl Filesystem {
     }
 
     /// Where a symlink points.
-    pub async fn readlink(&self, number: u64) -> Result<PathBuf> {
+    pub fn readlink(&self, number: u64) -> Result<PathBuf> {
         match self.inodes.node(number)? {
             Node::Link(link, digest) => Ok(link.target(&digest)),
-            Node::Layer(digest, index) => self.readlink_in_layer(&digest, index).await,
+            Node::LayerLink(_, _, target) => Ok(target),
             Node::Lease(_, holder) => Ok(holder.into()),
             Node::StagedLink(_, digest) => Ok(staged_target(&digest)),
-            Node::Directory(_) | Node::Blob(_) | Node::Staged(_) | Node::Report(_) => {
-                Err(Error::Invalid("not a symbolic link"))
-            }
+            _ => Err(Error::Invalid("not a symbolic link")),
         }
     }
 
@@ -213,7 +213,7 @@ impl Filesystem {
             Node::Directory(_) => Err(Error::IsDirectory),
             Node::Layer(..) if for_writing => Err(Error::ReadOnly),
             Node::Layer(digest, index) => self.open_in_layer(&digest, index).await,
-            Node::Link(..) | Node::Lease(..) | Node::StagedLink(..) => {
+            Node::Link(..) | Node::LayerLink(..) | Node::Lease(..) | Node::StagedLink(..) => {
                 Err(Error::Invalid("a symbolic link"))
             }
             Node::Blob(_) | Node::Report(_) if for_writing => Err(Error::ReadOnly),
@@ -404,13 +404,6 @@ impl Filesystem {
             Error::NotFound => Error::ReadOnly,
             e => e,
         })
-    }
-
-    async fn stat_blob(&self, digest: &Digest) -> Result<BlobMeta> {
-        match self.cache.stat(digest) {
-            Some(meta) => Ok(meta),
-            None => self.storage.stat_blob(digest).await,
-        }
     }
 
     fn report(&self, report: Report) -> Bytes {

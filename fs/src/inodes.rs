@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,6 +31,8 @@ pub enum Node {
     Link(Link, Digest),
     /// A file inside a layer, by its number.
     Layer(Digest, u32),
+    /// A symlink inside a layer, by its number, and its target.
+    LayerLink(Digest, u32, PathBuf),
     /// A lease and its holder.
     Lease(Lease, String),
     /// A file in `ingest/`.

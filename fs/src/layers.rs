@@ -30,7 +30,6 @@ use crate::{
     cache::Cache,
     error::{Error, Result},
     fetch::{Content, Fetches, blocking},
-    store::Storage,
 };
 
 /// How many layers are kept unpacked, each of at most so large a part of `cache.size`: together, half of it.
@@ -45,7 +44,6 @@ const READ_BYTES: usize = 1 << 20;
 
 /// The layers that are looked into on one node.
 pub struct Layers {
-    storage: Arc<Storage>,
     cache: Arc<Cache>,
     fetches: Arc<Fetches>,
     slots: Mutex<LruCache<Digest, Arc<Slot>>>,
@@ -84,9 +82,8 @@ impl Layer {
 
 impl Layers {
     /// No layer has been looked into yet.
-    pub fn new(storage: &Arc<Storage>, cache: &Arc<Cache>, fetches: &Arc<Fetches>) -> Arc<Self> {
+    pub fn new(cache: &Arc<Cache>, fetches: &Arc<Fetches>) -> Arc<Self> {
         Arc::new(Self {
-            storage: Arc::clone(storage),
             cache: Arc::clone(cache),
             fetches: Arc::clone(fetches),
             slots: Mutex::new(LruCache::new(LAYERS_MAX)),
@@ -140,18 +137,15 @@ impl Layers {
 
     async fn unpack(&self, digest: &Digest) -> Result<Arc<Layer>> {
         let _place = self.unpacking.acquire().await;
-        let meta = match self.cache.stat(digest) {
-            Some(meta) => meta,
-            None => self.storage.stat_blob(digest).await?,
-        };
+        let meta = self.fetches.stat(digest).await?;
         let content = self.fetches.open(digest, meta).await?;
         let (cache, digest) = (Arc::clone(&self.cache), digest.clone());
         let blob = Blob { content, offset: 0, runtime: Handle::current() };
         blocking(move || {
             let limit_bytes = cache.usage().limit_bytes / PART_OF_CACHE;
-            let mut unpacked = Unpacked::create(&cache)?;
+            let mut unpacked = Unpacked::create(&cache, limit_bytes)?;
             let blob = BufReader::with_capacity(READ_BYTES, blob);
-            let tree = unpack::unpack(blob, &digest, &mut unpacked, limit_bytes)?;
+            let tree = unpack::unpack(blob, &digest, &mut unpacked)?;
             Ok(Arc::new(Layer { tree, unpacked }))
         })
         .await

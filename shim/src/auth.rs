@@ -12,7 +12,7 @@ use std::{fmt, sync::Arc};
 
 use hyper::{
     HeaderMap,
-    header::{HeaderName, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
 };
 use larder_config as config;
 use larder_layout::{Digest, Reference, Repository};
@@ -23,6 +23,13 @@ use crate::{
 };
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// What a request shows in `Authorization`, if it is of this scheme (RFC 9110, section 11.6.2).
+pub fn shown<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (its_scheme, shown) = value.split_once(' ')?;
+    its_scheme.eq_ignore_ascii_case(scheme).then_some(shown)
+}
 
 /// What a client must be allowed for a request.
 #[derive(Clone, Copy, Debug)]

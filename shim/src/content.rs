@@ -140,12 +140,7 @@ impl Content {
             let [sha256, sha512] = Algorithm::ALL.map(Directory::BlobsOf);
             let (repositories, ingest) = (Directory::Repositories, Directory::Ingest);
             for directory in [Directory::Blobs, sha256, sha512, repositories, ingest] {
-                match fs::create_dir(root.join(Entry::Directory(directory).path())) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error);
-                    }
-                    _ => {}
-                }
+                make(root, directory)?;
             }
             leases::prepare(root);
             leftovers::sweep(&root.join(Entry::Directory(Directory::Ingest).path()))
@@ -395,6 +390,14 @@ impl Content {
 impl Shared {
     fn staging_name(&self) -> String {
         format!("{}-{}", self.process, self.staged.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Makes a directory of the contract, unless it is there.
+fn make(root: &Path, directory: Directory) -> io::Result<()> {
+    match fs::create_dir(root.join(Entry::Directory(directory).path())) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@ use larder_layout::{Reference, Repository, Tag};
 
 use crate::{
     answer::{Conditions, Response},
-    auth::{Auth, Client, Grant, Need, Probe},
+    auth::{Auth, Client, Grant, Need, Probe, shown},
     blob,
     body::Body,
     catalog,
@@ -149,7 +149,7 @@ impl Shim {
             Route::Token => Box::pin(self.auth.token(client, &self.registries)).await,
             Route::Base => Ok(text("application/json", "{}".into())),
             Route::Lease(digest) => {
-                let shown = bearer(request.headers());
+                let shown = shown(request.headers(), "bearer").unwrap_or_default();
                 let pulls = self.registries.all().iter().map(|through| &*through.pulls);
                 Box::pin(blob::answer_node(pulls, shown, &digest, &conditions)).await
             }
@@ -266,12 +266,6 @@ fn need(route: &Route) -> Need<'_> {
         Route::Tags(repository) => (repository, Probe::Tags),
     };
     Need::Pull { repository, probe }
-}
-
-/// What the request shows as its bearer token (RFC 6750, section 2.1).
-fn bearer(headers: &HeaderMap) -> &str {
-    let shown = headers.get(header::AUTHORIZATION).and_then(|shown| shown.to_str().ok());
-    shown.and_then(|shown| shown.strip_prefix("Bearer ")).unwrap_or_default()
 }
 
 /// The value of a parameter of the query.

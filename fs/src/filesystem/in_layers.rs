@@ -1,6 +1,6 @@
 //! `layers/<algorithm>/<hex>/…`: what each name in there is.
 
-use std::{ffi::OsStr, path::PathBuf, sync::Arc};
+use std::{ffi::OsStr, sync::Arc};
 
 use larder_layout::Digest;
 
@@ -47,7 +47,11 @@ impl Filesystem {
         index: u32,
     ) -> Result<Attributes> {
         let file = file(layer, index)?;
-        let number = self.inodes.remember(Node::Layer(digest, index));
+        let node = match &file.content {
+            Content::Symlink(target) => Node::LayerLink(digest, index, target.clone()),
+            _ => Node::Layer(digest, index),
+        };
+        let number = self.inodes.remember(node);
         Ok(attributes::in_layer(number, file))
     }
 
@@ -59,14 +63,6 @@ impl Filesystem {
     ) -> Result<Attributes> {
         let layer = self.layers.open(digest).await?;
         Ok(attributes::in_layer(number, file(&layer, index)?))
-    }
-
-    pub(super) async fn readlink_in_layer(&self, digest: &Digest, index: u32) -> Result<PathBuf> {
-        let layer = self.layers.open(digest).await?;
-        match &file(&layer, index)?.content {
-            Content::Symlink(target) => Ok(target.clone()),
-            _ => Err(Error::Invalid("not a symbolic link")),
-        }
     }
 
     pub(super) async fn open_in_layer(&self, digest: &Digest, index: u32) -> Result<Opened> {

@@ -21,10 +21,9 @@ impl Filesystem {
                 Ok(listed.map(|listed| (listed.name.into(), self.kind(&listed.entry))))
             }
             Opened::LayerDirectory { layer, names, .. } => {
-                let named = usize::try_from(position).ok().and_then(|position| names.get(position));
-                let Some((name, index)) = named else { return Ok(None) };
+                let Some((name, index)) = names.get(position as usize) else { return Ok(None) };
                 let file = layer.tree.get(*index).ok_or(Error::NotFound)?;
-                Ok(Some((name.clone(), attributes::in_layer(0, file).kind)))
+                Ok(Some((name.clone(), attributes::kind_in_layer(file))))
             }
             _ => Err(Error::BadHandle),
         }
@@ -49,8 +48,7 @@ impl Filesystem {
                 (listed.name.into(), found)
             }
             Opened::LayerDirectory { layer, digest, names } => {
-                let named = usize::try_from(position).ok().and_then(|position| names.get(position));
-                let Some((name, index)) = named else { return Ok(None) };
+                let Some((name, index)) = names.get(position as usize) else { return Ok(None) };
                 (name.clone(), self.remember_in_layer(layer, digest.clone(), *index))
             }
             _ => return Err(Error::BadHandle),

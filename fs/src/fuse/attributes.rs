@@ -8,18 +8,13 @@ use crate::{
 };
 
 pub fn file_attr(attributes: &Attributes) -> FileAttr {
-    let (kind, perm) = match attributes.kind {
-        Kind::Directory => (FileType::Directory, 0o755),
-        Kind::Published => (FileType::RegularFile, 0o444),
-        Kind::Staged => (FileType::RegularFile, 0o644),
-        Kind::Symlink => (FileType::Symlink, 0o777),
-        Kind::InLayer(file) => (type_in_layer(&file), file.mode),
-    };
     let (own_uid, own_gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-    let (uid, gid, links, rdev) = match attributes.kind {
-        Kind::InLayer(file) => (file.uid, file.gid, file.links, device(&file)),
-        Kind::Directory => (own_uid, own_gid, 2, 0),
-        _ => (own_uid, own_gid, 1, 0),
+    let (perm, nlink, uid, gid, rdev) = match attributes.kind {
+        Kind::Directory => (0o755, 2, own_uid, own_gid, 0),
+        Kind::Published => (0o444, 1, own_uid, own_gid, 0),
+        Kind::Staged => (0o644, 1, own_uid, own_gid, 0),
+        Kind::Symlink => (0o777, 1, own_uid, own_gid, 0),
+        Kind::InLayer(file) => (file.mode, file.links, file.uid, file.gid, device(&file)),
     };
     FileAttr {
         ino: INodeNo(attributes.number),
@@ -29,9 +24,9 @@ pub fn file_attr(attributes: &Attributes) -> FileAttr {
         mtime: attributes.modified,
         ctime: attributes.modified,
         crtime: attributes.modified,
-        kind,
+        kind: file_type(attributes.kind),
         perm,
-        nlink: links,
+        nlink,
         uid,
         gid,
         rdev,

@@ -82,13 +82,11 @@ impl fuser::Filesystem for Adapter {
         self.answer(req, DEADLINE, operation, move |outcome| answer_attr(outcome, reply));
     }
 
-    fn readlink(&self, req: &Request, number: INodeNo, reply: ReplyData) {
-        let filesystem = Arc::clone(&self.filesystem);
-        let operation = async move { filesystem.readlink(number.0).await };
-        self.answer(req, CONTENT_DEADLINE, operation, move |outcome| match outcome {
+    fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
+        match self.filesystem.readlink(number.0) {
             Ok(target) => reply.data(target.as_os_str().as_bytes()),
             Err(e) => reply.error(errno(&e)),
-        });
+        }
     }
 
     fn mknod(

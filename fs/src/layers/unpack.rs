@@ -33,18 +33,13 @@ const USTAR: &[u8] = b"ustar";
 const USTAR_AT: usize = 257;
 const TAR_BLOCK_BYTES: usize = 512;
 
-/// Unpacks the blob that `blob` reads, keeping at most `limit_bytes`.
+/// Unpacks the blob that `blob` reads.
 ///
 /// # Errors
 /// [`Error::NotDirectory`] when it is no layer, [`Error::Layer`] when it is one that cannot be read,
 /// [`Error::Mismatch`] when it is not the content of `digest`; [`Error::Disk`], with ENOSPC when it is too
 /// large.
-pub fn unpack(
-    blob: impl Read,
-    digest: &Digest,
-    unpacked: &mut Unpacked,
-    limit_bytes: u64,
-) -> Result<Tree> {
+pub fn unpack(blob: impl Read, digest: &Digest, unpacked: &mut Unpacked) -> Result<Tree> {
     let mut blob = Hashed { blob, verifier: Verifier::new(digest.clone()) };
     let failed = |e: io::Error| failure(digest, e);
     let mut start = Vec::new();
@@ -61,20 +56,15 @@ pub fn unpack(
     } else {
         return Err(Error::NotDirectory);
     };
-    let archive = archive.take(limit_bytes.saturating_add(OVERHEAD_MAX_BYTES));
-    let tree = read(archive, digest, unpacked, limit_bytes)?;
+    let archive = archive.take(unpacked.limit_bytes().saturating_add(OVERHEAD_MAX_BYTES));
+    let tree = read(archive, digest, unpacked)?;
     // Whatever is behind the end of the archive belongs to the blob as well.
     io::copy(&mut blob, &mut io::sink()).map_err(failed)?;
     blob.verifier.finish()?;
     Ok(tree)
 }
 
-fn read(
-    archive: impl Read,
-    digest: &Digest,
-    unpacked: &mut Unpacked,
-    limit_bytes: u64,
-) -> Result<Tree> {
+fn read(archive: impl Read, digest: &Digest, unpacked: &mut Unpacked) -> Result<Tree> {
     let failed = |e: io::Error| failure(digest, e);
     let (mut tree, mut left_out) = (Tree::default(), 0_usize);
     let left_bytes = Cell::new(HEADER_MAX_BYTES);
@@ -92,7 +82,7 @@ fn read(
         let is_added = match entry.header().entry_type() {
             _ if is_sparse_by_extension(&mut entry) => false,
             EntryType::Link => tree.link(path, target),
-            kind => match content(kind, &mut entry, target, digest, unpacked, limit_bytes)? {
+            kind => match content(kind, &mut entry, target, unpacked).map_err(failed)? {
                 Some(content) => {
                     let metadata = metadata(entry.header());
                     tree.add(path, LayerFile { content, metadata })
@@ -120,10 +110,8 @@ fn content(
     kind: EntryType,
     entry: &mut Entry<'_, impl Read>,
     target: &Path,
-    digest: &Digest,
     unpacked: &mut Unpacked,
-    limit_bytes: u64,
-) -> Result<Option<Content>> {
+) -> io::Result<Option<Content>> {
     let device = |header: &tar::Header| {
         let number = |part: io::Result<Option<u32>>| part.ok().flatten().unwrap_or_default();
         nix::sys::stat::makedev(
@@ -139,7 +127,7 @@ fn content(
         EntryType::Fifo => Content::Fifo,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             let offset = unpacked.size_bytes();
-            unpacked.append(entry, limit_bytes).map_err(|e| failure(digest, e))?;
+            unpacked.append(entry)?;
             Content::Regular { offset, size_bytes: unpacked.size_bytes() - offset }
         }
         _ => return Ok(None),

@@ -25,16 +25,17 @@ pub struct Unpacked {
     path: PathBuf,
     room: Reservation,
     size_bytes: u64,
+    limit_bytes: u64,
     /// What is being copied: files are small and many.
     piece: Vec<u8>,
 }
 
 impl Unpacked {
-    /// An empty one.
+    /// An empty one, for at most `limit_bytes`.
     ///
     /// # Errors
     /// [`Error::Disk`]
-    pub fn create(cache: &Cache) -> Result<Self> {
+    pub fn create(cache: &Cache, limit_bytes: u64) -> Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let name = format!("layer:{}", COUNTER.fetch_add(1, Ordering::Relaxed));
         let room = cache.reserve(0)?;
@@ -44,6 +45,7 @@ impl Unpacked {
             path: cache.staging_path(&name),
             room,
             size_bytes: 0,
+            limit_bytes,
             piece: vec![0; PIECE_BYTES],
         })
     }
@@ -53,18 +55,23 @@ impl Unpacked {
         self.size_bytes
     }
 
-    /// Writes what `content` gives, up to `limit_bytes` in all.
+    /// How much there may be.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// Writes what `content` gives.
     ///
     /// # Errors
-    /// What `content` says; [`Error::Disk`] within the error, with ENOSPC when that is too much, or the cache
-    /// has no room for it.
-    pub fn append(&mut self, content: &mut impl Read, limit_bytes: u64) -> io::Result<()> {
+    /// What `content` says; [`Error::Disk`] within the error, with ENOSPC when that is more than there may be,
+    /// or than the cache has room for.
+    pub fn append(&mut self, content: &mut impl Read) -> io::Result<()> {
         let mut piece = std::mem::take(&mut self.piece);
         let outcome = loop {
             match content.read(&mut piece) {
                 Ok(0) => break Ok(()),
                 Ok(read) => {
-                    if let Err(e) = self.write(&piece[..read], limit_bytes) {
+                    if let Err(e) = self.write(&piece[..read]) {
                         break Err(io::Error::other(e));
                     }
                 }
@@ -76,7 +83,8 @@ impl Unpacked {
         outcome
     }
 
-    fn write(&mut self, piece: &[u8], limit_bytes: u64) -> Result<()> {
+    fn write(&mut self, piece: &[u8]) -> Result<()> {
+        let limit_bytes = self.limit_bytes;
         let end = self.size_bytes + piece.len() as u64;
         if end > limit_bytes {
             let operation =

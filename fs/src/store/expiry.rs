@@ -11,9 +11,9 @@ use std::{
 use futures_util::{TryFutureExt, TryStreamExt};
 use larder_layout::{Algorithm, Digest};
 use object_store::{ObjectStoreExt, PutOptions};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::{BlobMeta, NAME_DEADLINE, Storage, not_a_miss};
+use super::{BlobMeta, NAME_DEADLINE, Storage, aside, not_a_miss};
 use crate::{
     error::{Error, Result},
     metrics::Metrics,
@@ -82,7 +82,7 @@ impl Storage {
             self.objects.put_opts(&key, "the time".into(), options).await?;
             self.objects.head(&key).await
         };
-        let meta = aside(format!("write {key}"), asked.map_err(not_a_miss)).await?;
+        let meta = aside(format!("write {key}"), NAME_DEADLINE, asked.map_err(not_a_miss)).await?;
         Ok(meta.last_modified.into())
     }
 
@@ -99,22 +99,10 @@ impl Storage {
             }
             Ok(is_expired)
         };
-        match aside(format!("remove {key}"), removal).await {
+        match aside(format!("remove {key}"), NAME_DEADLINE, removal).await {
             Err(Error::NotFound) => Ok(false),
             outcome => outcome,
         }
-    }
-}
-
-/// Asks the storage what nobody waits for. How that ends says nothing about what the others ask of it (we
-/// may not be allowed to remove anything): it goes around the circuit breaker.
-async fn aside<T>(
-    operation: String,
-    asked: impl Future<Output = Result<T, object_store::Error>>,
-) -> Result<T> {
-    match timeout(NAME_DEADLINE, asked).await {
-        Ok(outcome) => outcome.map_err(|e| Error::storage(operation, e)),
-        Err(_) => Err(Error::TimedOut),
     }
 }
 

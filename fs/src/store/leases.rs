@@ -3,12 +3,13 @@
 
 use std::{future::ready, time::Duration};
 
-use futures_util::TryStreamExt;
+use futures_util::{TryFutureExt, TryStreamExt};
 use larder_layout::{Algorithm, Lease};
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
-use tokio::time::timeout;
 
-use super::{NAME_DEADLINE, PART_DEADLINE, SWEEP_DEADLINE, Storage, leftovers::age, not_a_miss};
+use super::{
+    NAME_DEADLINE, PART_DEADLINE, SWEEP_DEADLINE, Storage, aside, leftovers::age, not_a_miss,
+};
 use crate::error::{Error, Result};
 
 impl Storage {
@@ -89,9 +90,6 @@ impl Storage {
             }
             Ok(old.len())
         };
-        match timeout(SWEEP_DEADLINE, swept).await {
-            Ok(swept) => swept.map_err(|e| Error::storage("sweep leases", not_a_miss(e))),
-            Err(_) => Err(Error::TimedOut),
-        }
+        aside("sweep leases", SWEEP_DEADLINE, swept.map_err(not_a_miss)).await
     }
 }

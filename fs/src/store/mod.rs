@@ -189,10 +189,8 @@ impl Storage {
     /// [`Error::TimedOut`] after ten minutes, and what the storage says.
     pub async fn sweep_leftovers(&self, older_than: Duration) -> Result<usize> {
         let Some(leftovers) = &self.leftovers else { return Ok(0) };
-        match timeout(SWEEP_DEADLINE, leftovers.sweep(older_than)).await {
-            Ok(swept) => swept.map_err(|e| Error::storage("sweep leftovers", not_a_miss(e))),
-            Err(_) => Err(Error::TimedOut),
-        }
+        let swept = leftovers.sweep(older_than).map_err(not_a_miss);
+        aside("sweep leftovers", SWEEP_DEADLINE, swept).await
     }
 
     /// Size and age of a blob.
@@ -364,6 +362,19 @@ impl Storage {
 impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.objects.fmt(f)
+    }
+}
+
+/// Asks the storage what nobody waits for. How that ends says nothing about what the others ask of it (we
+/// may not be allowed to remove anything): it goes around the circuit breaker.
+async fn aside<T>(
+    operation: impl Into<String>,
+    deadline: Duration,
+    asked: impl Future<Output = Result<T, object_store::Error>>,
+) -> Result<T> {
+    match timeout(deadline, asked).await {
+        Ok(outcome) => outcome.map_err(|e| Error::storage(operation, e)),
+        Err(_) => Err(Error::TimedOut),
     }
 }
 

@@ -16,7 +16,7 @@ impl Node {
 
     async fn holder(&self, lease: &Lease) -> Result<PathBuf> {
         let attributes = self.stat(&Entry::Lease(lease.clone()).path()).await?;
-        self.filesystem.readlink(attributes.number).await
+        self.filesystem.readlink(attributes.number)
     }
 
     async fn end(&self, lease: &Lease) -> Result<()> {

@@ -242,7 +242,7 @@ impl Node {
 
     pub async fn follow(&self, link: &Link) -> Result<Option<Digest>> {
         let attributes = self.stat(&Entry::Link(link.clone()).path()).await?;
-        Ok(Link::digest_of_target(&self.filesystem.readlink(attributes.number).await?))
+        Ok(Link::digest_of_target(&self.filesystem.readlink(attributes.number)?))
     }
 }
 

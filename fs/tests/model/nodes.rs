@@ -278,7 +278,7 @@ impl System for Nodes {
     fn read_link(&mut self, node: usize, path: &Path) -> Outcome<PathBuf> {
         let node = &mut self.nodes[node];
         let number = node.walk(path)?;
-        node.run(node.filesystem().readlink(number))
+        node.filesystem().readlink(number).map_err(|e| e.errno())
     }
 
     fn open(&mut self, node: usize, path: &Path) -> Outcome<File> {

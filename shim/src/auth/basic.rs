@@ -5,8 +5,10 @@ use aws_lc_rs::{
     rand::{self, SystemRandom},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use hyper::{HeaderMap, header};
+use hyper::HeaderMap;
 use larder_config::Secret;
+
+use super::shown;
 
 /// A user and a password, as a client sent them.
 #[derive(Clone)]
@@ -19,11 +21,7 @@ impl Login {
     /// What a request shows; `None` when that is nothing, or nothing that can be read. Two empty texts
     /// are what podman sends when it has no credentials.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-        let (scheme, encoded) = value.split_once(' ')?;
-        if !scheme.eq_ignore_ascii_case("basic") {
-            return None;
-        }
+        let encoded = shown(headers, "basic")?;
         let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
         let (username, password) = decoded.split_once(':')?;
         let is_empty = username.is_empty() && password.is_empty();

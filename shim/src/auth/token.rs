@@ -2,13 +2,13 @@
 
 mod keys;
 
-use hyper::{HeaderMap, header};
+use hyper::HeaderMap;
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use larder_config::{self as config, SigningAlgorithm};
 use serde::Deserialize;
 
 use self::keys::Keys;
-use super::{AuthMistake, Client, Need, challenge, quoted, redirected};
+use super::{AuthMistake, Client, Need, challenge, quoted, redirected, shown};
 use crate::{error::Error, watched::Watched};
 
 /// How far the clock of the token server may be off, as in Distribution.
@@ -107,12 +107,8 @@ impl Token {
     }
 
     fn claims(&self, headers: &HeaderMap) -> Result<Claims, Refusal> {
-        let value = headers.get(header::AUTHORIZATION).ok_or(Refusal::Missing)?;
-        let value = value.to_str().map_err(|_| Refusal::Missing)?;
-        let (scheme, token) = value.split_once(' ').ok_or(Refusal::Missing)?;
-        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
-            return Err(Refusal::Missing);
-        }
+        let token = shown(headers, "bearer").filter(|token| !token.is_empty());
+        let token = token.ok_or(Refusal::Missing)?;
         let invalid = |reason: &dyn std::fmt::Display| {
             tracing::info!(%reason, "a token is not accepted");
             Refusal::Invalid

@@ -9,7 +9,7 @@ use std::{
 
 use larder_layout::{Algorithm, Directory, Entry, Lease};
 
-use super::{Content, NAME_DEADLINE, found};
+use super::{Content, NAME_DEADLINE, found, make};
 
 /// How often a lease is tried for that ends before it is seen whose it was.
 const ATTEMPTS_MAX: usize = 3;
@@ -51,10 +51,7 @@ impl Content {
         let ended = self.call(NAME_DEADLINE, move |root| {
             for turn in (0..=lease.turn).rev() {
                 let lease = Lease { turn, ..lease.clone() };
-                match fs::remove_file(root.join(Entry::Lease(lease).path())) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+                found(fs::remove_file(root.join(Entry::Lease(lease).path())))?;
             }
             Ok(())
         });
@@ -72,11 +69,8 @@ fn read(path: &Path) -> io::Result<String> {
 pub(super) fn prepare(root: &Path) {
     let of = Algorithm::ALL.map(Directory::LeasesOf);
     for directory in [Directory::Leases].into_iter().chain(of) {
-        match fs::create_dir(root.join(Entry::Directory(directory).path())) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                tracing::debug!(%error, "there will be no leases");
-            }
-            _ => {}
+        if let Err(error) = make(root, directory) {
+            tracing::debug!(%error, "there will be no leases");
         }
     }
 }

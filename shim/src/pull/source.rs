@@ -225,8 +225,10 @@ impl<'a, 'c> Source<'a, 'c> {
             return Ok(());
         }
         let Pull { origin, digest, .. } = self.pull;
+        let was_followed = self.claim.is_followed();
         let followed = self.claim.follow(self.received_bytes).await;
-        if self.claim.is_held()
+        if was_followed
+            && self.claim.is_held()
             && let Some(blob) = super::find(self.pulls, self.pull).await
         {
             // Whoever had the lease before has published it, and only then died.

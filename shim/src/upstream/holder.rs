@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::{StatusCode, header};
+use hyper::header;
 use larder_layout::{Algorithm, Digest};
-use reqwest::{Client, Response, redirect};
+use reqwest::{Client, redirect};
 use tokio::time::timeout;
 use tokio_rustls::rustls::{
     self, ClientConfig, DigitallySignedStruct, SignatureScheme,
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{BLOB_DEADLINE, Download, IDENTITY, UpstreamError, error::late};
+use super::{BLOB_DEADLINE, Download, IDENTITY, UpstreamError, accept, error::late};
 use crate::node::Holder;
 
 /// A node that does not even connect has died, or never could be reached.
@@ -38,11 +38,8 @@ pub async fn fetch_from(
         request = request.header(header::RANGE, format!("bytes={offset}-"));
     }
     let answer = timeout(DEADLINE, request.send()).await;
-    let answer: Response = answer.map_err(|_| late("an answer", DEADLINE))??;
-    match answer.status() {
-        StatusCode::OK | StatusCode::PARTIAL_CONTENT => Download::of(answer, None, offset),
-        status => Err(UpstreamError::Unavailable(format!("it answered {status}"))),
-    }
+    let answer = answer.map_err(|_| late("an answer", DEADLINE))??;
+    Download::of(accept(answer)?, None, offset)
 }
 
 /// A client for one blob.
